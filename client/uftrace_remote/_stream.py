@@ -1,0 +1,121 @@
+"""Reading the events of a session, across broken connections."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from uftrace.agent.v1 import event_pb2
+from uftrace_remote import _grpc_errors, _wire
+from uftrace_remote.enums import EndReason
+from uftrace_remote.errors import (
+    ConnectionFailedError,
+    NoSuchSessionError,
+    StreamBrokenError,
+    UftraceError,
+)
+from uftrace_remote.values import EventBatch
+
+# The agent sends a heartbeat every second.
+_SILENCE_SECONDS = 30.0
+_RETRY_SECONDS = 0.25
+
+
+# Makes a grpc.aio unary-stream call; generated stubs have no types.
+OpenStream = Callable[[event_pb2.StreamEventsRequest], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """Which events to read.
+
+    Attributes:
+        after_sequence: Go on after this batch of an earlier stream; 0 begins
+            with what comes next.
+        include_buffered: Begin with what the rings hold from before.
+        reconnect_seconds: How long to try to get a broken stream back.
+    """
+
+    session_id: str
+    after_sequence: int = 0
+    include_buffered: bool = False
+    reconnect_seconds: float = 10.0
+
+
+async def read_events(
+    open_stream: OpenStream, request: StreamRequest, address: str
+) -> AsyncIterator[EventBatch]:
+    """Yields batches until one says why the stream ends, or the agent closes it.
+
+    Batches that a resumed stream sends twice are passed over.
+
+    Raises:
+        StreamBrokenError: The agent went away and did not come back in time,
+            or came back without the session.
+        UftraceError: The stream could not be opened.
+    """
+    sequence = request.after_sequence
+    started = False
+    deadline = 0.0
+    while True:
+        call = open_stream(
+            event_pb2.StreamEventsRequest(
+                session_id=request.session_id,
+                after_sequence=sequence,
+                include_buffered=request.include_buffered and not started,
+            )
+        )
+        try:
+            while True:
+                # Not wait_for(): of Python 3.11 that loses a cancellation which
+                # comes together with a message.
+                async with asyncio.timeout(_SILENCE_SECONDS):
+                    message = await call.read()
+                if message is grpc.aio.EOF:
+                    return
+                assert isinstance(message, event_pb2.StreamEventsResponse)
+                started = True
+                deadline = 0.0
+                if sequence and message.sequence <= sequence:
+                    continue
+                sequence = message.sequence
+                batch = _wire.batch_from_wire(message)
+                yield batch
+                if batch.end is not EndReason.NONE:
+                    return
+        except grpc.aio.AioRpcError as error:
+            failure = _grpc_errors.from_rpc_error(error, address)
+        except TimeoutError:
+            failure = ConnectionFailedError(
+                f"the agent at {address} was silent for {_SILENCE_SECONDS:.0f} s",
+                reason="SILENT",
+            )
+        finally:
+            call.cancel()
+        if not started:
+            raise failure
+        now = time.monotonic()
+        deadline = deadline or now + request.reconnect_seconds
+        if not isinstance(failure, ConnectionFailedError) or now >= deadline:
+            raise _broken(failure, address) from failure
+        await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _broken(failure: UftraceError, address: str) -> UftraceError:
+    hint = "the agent restores the target by itself; see what it says in its log"
+    if isinstance(failure, NoSuchSessionError):
+        return StreamBrokenError(
+            f"the agent at {address} restarted and no longer knows the session",
+            reason="SESSION_LOST",
+            hint=hint,
+        )
+    if isinstance(failure, ConnectionFailedError):
+        return StreamBrokenError(
+            f"the agent at {address} went away in the middle of the stream", hint=hint
+        )
+    return failure

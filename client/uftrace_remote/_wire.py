@@ -1,0 +1,255 @@
+"""Between protobuf messages and the client's own values. Nothing else knows the wire."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TypeVar
+
+from uftrace.agent.v1 import agent_pb2, event_pb2, process_pb2, session_pb2, tracepoint_pb2
+from uftrace_remote.enums import (
+    Architecture,
+    EndReason,
+    LossStage,
+    PatchForm,
+    PatchStatus,
+    PatchWriter,
+    RefusalReason,
+)
+from uftrace_remote.values import (
+    AgentInfo,
+    AttachResult,
+    ClockAnchor,
+    DetachResult,
+    EventBatch,
+    Function,
+    FunctionInfo,
+    FunctionResult,
+    Loss,
+    MappedModule,
+    PatchResult,
+    Process,
+    ProcessRef,
+    Session,
+    ThreadRecords,
+    TracedFunction,
+    Tracepoint,
+    UnpatchResult,
+)
+
+_Enum = TypeVar("_Enum", bound=IntEnum)
+
+
+# A newer agent may know members that we do not: those become `unknown`.
+def _enum(kind: type[_Enum], number: int, unknown: _Enum) -> _Enum:
+    try:
+        return kind(number)
+    except ValueError:
+        return unknown
+
+
+def _form(number: int) -> PatchForm:
+    return _enum(PatchForm, number, PatchForm.NONE)
+
+
+def _writer(number: int) -> PatchWriter:
+    return _enum(PatchWriter, number, PatchWriter.NONE)
+
+
+def _refusal(number: int) -> RefusalReason:
+    return _enum(RefusalReason, number, RefusalReason.UNKNOWN)
+
+
+def process_ref_to_wire(reference: ProcessRef) -> process_pb2.ProcessRef:
+    """A process reference for a request."""
+    return process_pb2.ProcessRef(
+        pid=reference.pid,
+        start_time_ticks=reference.start_time_ticks,
+        boot_id=reference.boot_id,
+    )
+
+
+def process_from_wire(message: process_pb2.ProcessInfo) -> Process:
+    """One process of a listing."""
+    reference = message.process
+    return Process(
+        reference=ProcessRef(reference.pid, reference.start_time_ticks, reference.boot_id),
+        command_name=message.command_name,
+        command_line=tuple(message.command_line),
+        executable=message.executable,
+        uid=message.uid,
+        thread_count=message.thread_count,
+        resident_bytes=message.resident_bytes,
+        attachable=message.attachable,
+        refusal_reason=message.refusal_reason,
+        session_id=message.session_id,
+    )
+
+
+def anchor_from_wire(message: event_pb2.ClockAnchor) -> ClockAnchor:
+    """One clock reading."""
+    return ClockAnchor(
+        message.ticks, message.monotonic_nanos, message.realtime_nanos, message.ticks_per_second
+    )
+
+
+def info_from_wire(message: agent_pb2.GetAgentInfoResponse) -> AgentInfo:
+    """What an agent says about itself."""
+    return AgentInfo(
+        version=message.version,
+        hostname=message.hostname,
+        architecture=_enum(Architecture, message.architecture, Architecture.UNKNOWN),
+        kernel_release=message.kernel_release,
+        boot_id=message.boot_id,
+        pid=message.pid,
+        started_unix_ns=message.started_unix_nanos,
+        session_count=message.session_count,
+        now=anchor_from_wire(message.now) if message.HasField("now") else None,
+        forms=tuple(_form(number) for number in message.forms),
+        writers=tuple(_writer(number) for number in message.writers),
+    )
+
+
+def function_from_wire(message: tracepoint_pb2.Function) -> Function:
+    """One function of a process."""
+    return Function(
+        name=message.name,
+        linkage_name=message.linkage_name,
+        module=message.module,
+        address=message.address,
+        size=message.size,
+        aliases=tuple(message.aliases),
+    )
+
+
+def function_info_from_wire(message: tracepoint_pb2.FunctionInfo, match_count: int) -> FunctionInfo:
+    """One function of a listing."""
+    return FunctionInfo(
+        function=function_from_wire(message.function),
+        form=_form(message.form),
+        writer=_writer(message.writer),
+        refusal=_refusal(message.refusal),
+        exit_refusal=_refusal(message.exit_refusal),
+        detail=message.detail,
+        enabled=message.enabled,
+        match_count=match_count,
+    )
+
+
+def session_from_wire(message: session_pb2.Session) -> Session:
+    """One session as it stands."""
+    return Session(
+        session_id=message.session_id,
+        process=process_from_wire(message.process),
+        owner=message.owner,
+        attached_unix_ns=message.attached_unix_nanos,
+        tracepoint_count=message.tracepoint_count,
+        records_produced=message.records_produced,
+        records_lost=message.records_lost,
+        annex_bytes=message.annex_bytes,
+        stream_count=message.stream_count,
+        end_reason=message.end_reason,
+    )
+
+
+def attach_from_wire(message: session_pb2.AttachResponse) -> AttachResult:
+    """What attaching did."""
+    return AttachResult(
+        session=session_from_wire(message.session),
+        created=message.created,
+        longest_pause_ns=message.longest_pause_nanos,
+        restored_sites=message.restored_sites,
+    )
+
+
+def detach_from_wire(message: session_pb2.DetachResponse) -> DetachResult:
+    """What detaching did."""
+    return DetachResult(
+        restored_sites=message.restored_sites,
+        conflicting_sites=message.conflicting_sites,
+        restored_frames=message.restored_frames,
+        longest_pause_ns=message.longest_pause_nanos,
+        records_produced=message.records_produced,
+        records_lost=message.records_lost,
+    )
+
+
+def function_result_from_wire(message: tracepoint_pb2.PatchResult) -> FunctionResult:
+    """What became of one function."""
+    return FunctionResult(
+        function=function_from_wire(message.function),
+        status=_enum(PatchStatus, message.status, PatchStatus.UNKNOWN),
+        function_id=message.function_id,
+        form=_form(message.form),
+        writer=_writer(message.writer),
+        refusal=_refusal(message.refusal),
+        exit_refusal=_refusal(message.exit_refusal),
+        detail=message.detail,
+    )
+
+
+def patch_from_wire(message: tracepoint_pb2.PatchResponse) -> PatchResult:
+    """What became of all functions of a patch request."""
+    return PatchResult(
+        results=tuple(function_result_from_wire(result) for result in message.results),
+        enabled_count=message.enabled_count,
+        refused_count=message.refused_count,
+        longest_pause_ns=message.longest_pause_nanos,
+        longest_pause_tid=message.longest_pause_tid,
+        elapsed_ns=message.elapsed_nanos,
+        plan_ns=message.plan_nanos,
+    )
+
+
+def unpatch_from_wire(message: tracepoint_pb2.UnpatchResponse) -> UnpatchResult:
+    """What became of all functions of an unpatch request."""
+    return UnpatchResult(
+        results=tuple(function_result_from_wire(result) for result in message.results),
+        disabled_count=message.disabled_count,
+        longest_pause_ns=message.longest_pause_nanos,
+        longest_pause_tid=message.longest_pause_tid,
+        elapsed_ns=message.elapsed_nanos,
+    )
+
+
+def tracepoint_from_wire(message: tracepoint_pb2.Tracepoint) -> Tracepoint:
+    """One enabled function."""
+    return Tracepoint(
+        patch=function_result_from_wire(message.patch),
+        owner=message.owner,
+        enabled_unix_ns=message.enabled_unix_nanos,
+    )
+
+
+def batch_from_wire(message: event_pb2.StreamEventsResponse) -> EventBatch:
+    """One batch of events;."""
+    return EventBatch(
+        sequence=message.sequence,
+        threads=tuple(
+            ThreadRecords(thread.tid, thread.records, thread.name) for thread in message.threads
+        ),
+        watermark_ticks=message.watermark_ticks,
+        functions=tuple(
+            TracedFunction(
+                function.function_id,
+                function.name,
+                function.linkage_name,
+                function.module,
+                function.address,
+                function.size,
+                function.has_exit,
+            )
+            for function in message.functions
+        ),
+        anchors=tuple(anchor_from_wire(anchor) for anchor in message.anchors),
+        losses=tuple(
+            Loss(_enum(LossStage, loss.stage, LossStage.UNKNOWN), loss.records, loss.tid)
+            for loss in message.losses
+        ),
+        records_total=message.records_total,
+        modules=tuple(
+            MappedModule(module.path, module.build_id, module.start, module.end, module.load_bias)
+            for module in message.modules
+        ),
+        end=_enum(EndReason, message.end, EndReason.NONE),
+        end_detail=message.end_detail,
+    )

@@ -1,0 +1,319 @@
+"""One agent, as an asyncio library.
+
+    async with AgentClient.connect("web1:50051") as agent:
+        process = await agent.resolve_process("nginx")
+        attached = await agent.attach(process.reference)
+        await agent.patch(attached.session.session_id, ["ngx_http_*"])
+        async for batch in agent.stream(attached.session.session_id):
+            ...
+
+`uftrace_remote.sync` has the same for programs without asyncio.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from uftrace.agent.v1 import agent_pb2, agent_pb2_grpc, process_pb2, session_pb2, tracepoint_pb2
+from uftrace_remote import _grpc_errors, _wire
+from uftrace_remote._channel import open_channel
+from uftrace_remote._resolve import choose_process
+from uftrace_remote._stream import StreamRequest, read_events
+from uftrace_remote.credentials import CredentialOptions, Credentials, find_credentials
+from uftrace_remote.endpoint import Endpoint
+from uftrace_remote.target import ProcessSelector
+from uftrace_remote.values import (
+    AgentInfo,
+    AttachResult,
+    DetachResult,
+    EventBatch,
+    FunctionInfo,
+    PatchOptions,
+    PatchResult,
+    Process,
+    ProcessRef,
+    RecordingOptions,
+    Session,
+    Tracepoint,
+    UnpatchResult,
+)
+
+DEFAULT_TIMEOUT_SECONDS = 10.0
+
+# Planning and writing thousands of sites, and reading the symbols of a large
+# program for the first time, take longer than asking for a list.
+_HEAVY_FACTOR = 6
+
+_Answer = TypeVar("_Answer")
+
+
+class AgentClient:
+    """A connection to one agent. Errors are those of `uftrace_remote.errors`.
+
+    Args:
+        endpoint: Where the agent listens.
+        credentials: Certificate and token.
+        timeout: Seconds after which an ordinary request fails; requests that
+            plan or patch functions have six times as long.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        credentials: Credentials,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self.endpoint = endpoint
+        self._timeout = timeout
+        self._channel, self._metadata = open_channel(endpoint, credentials)
+        # The generated service stub has no types.
+        make_stub: Any = agent_pb2_grpc.AgentServiceStub
+        self._stub = make_stub(self._channel)
+
+    @classmethod
+    def connect(
+        cls,
+        address: str | Endpoint,
+        options: CredentialOptions | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> AgentClient:
+        """Prepares a connection; it is made by the first request.
+
+        Args:
+            address: `HOST[:PORT]`, `unix:PATH`, or an endpoint.
+            options: Where certificate and token are; the usual places if None.
+            timeout: As in the class.
+
+        Raises:
+            UsageError: The address cannot be read.
+            AuthenticationError: No certificate and token were found.
+        """
+        endpoint = Endpoint.parse(address) if isinstance(address, str) else address
+        found = find_credentials(endpoint, options or CredentialOptions())
+        return cls(endpoint, found, timeout=timeout)
+
+    async def __aenter__(self) -> AgentClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection. The agent keeps sessions and tracepoints."""
+        await self._channel.close()
+
+    async def info(self) -> AgentInfo:
+        """Who the agent is and what it can do."""
+        request = agent_pb2.GetAgentInfoRequest()
+        call = self._stub.GetAgentInfo(request, timeout=self._timeout, metadata=self._metadata)
+        return _wire.info_from_wire(await self._answer(call))
+
+    async def processes(
+        self, name_contains: str = "", *, include_unattachable: bool = False
+    ) -> tuple[Process, ...]:
+        """The processes of the host, by rising pid.
+
+        Args:
+            name_contains: Keep those whose command name, executable or command
+                line contains this.
+            include_unattachable: Also kernel threads and zombies.
+        """
+        request = process_pb2.ListProcessesRequest(
+            name_contains=name_contains, include_unattachable=include_unattachable
+        )
+        call = self._stub.ListProcesses(request, timeout=self._timeout, metadata=self._metadata)
+        answer: process_pb2.ListProcessesResponse = await self._answer(call)
+        return tuple(_wire.process_from_wire(process) for process in answer.processes)
+
+    async def resolve_process(self, selector: str | ProcessSelector) -> Process:
+        """Finds the one process that a pid, a name or `exe=PATH` means.
+
+        Raises:
+            NoSuchProcessError: There is none.
+            UsageError: Several fit; the hint lists them.
+        """
+        wanted = ProcessSelector.parse(selector) if isinstance(selector, str) else selector
+        everyone = await self.processes(include_unattachable=bool(wanted.pid))
+        return choose_process(wanted, everyone)
+
+    async def functions(
+        self,
+        process: ProcessRef,
+        patterns: Iterable[str] = (),
+        *,
+        explain: bool = False,
+        limit: int = 0,
+    ) -> AsyncIterator[FunctionInfo]:
+        """The functions of a process, attached or not.
+
+        Args:
+            process: The process.
+            patterns: Names, globs, `module!name`, `re:...`; none means all of
+                the main executable.
+            explain: Also say how each would be patched, or why not.
+            limit: Stop after so many; 0 is no limit.
+        """
+        request = tracepoint_pb2.ListFunctionsRequest(
+            process=_wire.process_ref_to_wire(process),
+            patterns=list(patterns),
+            explain=explain,
+            limit=limit,
+        )
+        call = self._stub.ListFunctions(request, timeout=self._heavy, metadata=self._metadata)
+        match_count = 0
+        try:
+            async for answer in call:
+                match_count = answer.match_count or match_count
+                for function in answer.functions:
+                    yield _wire.function_info_from_wire(function, match_count)
+        except grpc.aio.AioRpcError as error:
+            raise _grpc_errors.from_rpc_error(error, str(self.endpoint)) from error
+        finally:
+            call.cancel()
+
+    async def attach(
+        self,
+        process: ProcessRef,
+        owner: str = "",
+        recording: RecordingOptions | None = None,
+    ) -> AttachResult:
+        """Holds a process, or joins the session that holds it already.
+
+        Args:
+            process: The process.
+            owner: Shown to others; `USER@HOST` if empty.
+            recording: Ring sizes; the agent's default if None.
+        """
+        rings = recording or RecordingOptions()
+        request = session_pb2.AttachRequest(
+            request_id=_request_id(),
+            process=_wire.process_ref_to_wire(process),
+            owner=owner or default_owner(),
+            recording=session_pb2.RecordingOptions(
+                ring_bytes=rings.ring_bytes, ring_count=rings.ring_count
+            ),
+        )
+        call = self._stub.Attach(request, timeout=self._heavy, metadata=self._metadata)
+        return _wire.attach_from_wire(await self._answer(call))
+
+    async def detach(self, session_id: str) -> DetachResult:
+        """Unpatches everything and leaves the process as it was."""
+        request = session_pb2.DetachRequest(request_id=_request_id(), session_id=session_id)
+        call = self._stub.Detach(request, timeout=self._heavy, metadata=self._metadata)
+        return _wire.detach_from_wire(await self._answer(call))
+
+    async def patch(
+        self, session_id: str, patterns: Iterable[str], options: PatchOptions | None = None
+    ) -> PatchResult:
+        """Enables tracepoints.
+
+        Args:
+            session_id: The session.
+            patterns: Names, globs, `module!name`, `re:...`.
+            options: How; the safest way if None.
+
+        Raises:
+            NoSuchFunctionError: A pattern matched nothing.
+        """
+        chosen = options or PatchOptions()
+        request = tracepoint_pb2.PatchRequest(
+            request_id=_request_id(),
+            session_id=session_id,
+            patterns=list(patterns),
+            writer=tracepoint_pb2.PatchWriter.Name(chosen.writer),
+            entry_only=chosen.entry_only,
+            all_or_nothing=chosen.all_or_nothing,
+            dry_run=chosen.dry_run,
+            stop_deadline_nanos=chosen.stop_deadline_ns,
+        )
+        call = self._stub.Patch(request, timeout=self._heavy, metadata=self._metadata)
+        return _wire.patch_from_wire(await self._answer(call))
+
+    async def unpatch(self, session_id: str, patterns: Iterable[str] = ()) -> UnpatchResult:
+        """Disables tracepoints; all of the session without patterns."""
+        request = tracepoint_pb2.UnpatchRequest(
+            request_id=_request_id(), session_id=session_id, patterns=list(patterns)
+        )
+        call = self._stub.Unpatch(request, timeout=self._heavy, metadata=self._metadata)
+        return _wire.unpatch_from_wire(await self._answer(call))
+
+    async def sessions(self) -> tuple[Session, ...]:
+        """The sessions of the agent, oldest first."""
+        request = session_pb2.ListSessionsRequest()
+        call = self._stub.ListSessions(request, timeout=self._timeout, metadata=self._metadata)
+        answer: session_pb2.ListSessionsResponse = await self._answer(call)
+        return tuple(_wire.session_from_wire(session) for session in answer.sessions)
+
+    async def tracepoints(self, session_id: str) -> tuple[Tracepoint, ...]:
+        """The enabled tracepoints of a session, by rising function id."""
+        request = tracepoint_pb2.ListTracepointsRequest(session_id=session_id)
+        call = self._stub.ListTracepoints(request, timeout=self._timeout, metadata=self._metadata)
+        answer: tracepoint_pb2.ListTracepointsResponse = await self._answer(call)
+        return tuple(_wire.tracepoint_from_wire(each) for each in answer.tracepoints)
+
+    def stream(
+        self,
+        session_id: str,
+        *,
+        after_sequence: int = 0,
+        include_buffered: bool = False,
+        reconnect_seconds: float = 10.0,
+    ) -> AsyncIterator[EventBatch]:
+        """The events of a session, until a batch says why the stream ends.
+
+        A broken connection is made again and the stream goes on after the last
+        batch that came.
+
+        Args:
+            session_id: The session.
+            after_sequence: Go on after this batch of an earlier stream.
+            include_buffered: Begin with what the rings hold from before.
+            reconnect_seconds: How long to try to get a broken stream back.
+
+        Raises:
+            StreamBrokenError: It could not be got back.
+        """
+        request = StreamRequest(session_id, after_sequence, include_buffered, reconnect_seconds)
+        return read_events(
+            lambda message: self._stub.StreamEvents(message, metadata=self._metadata),
+            request,
+            str(self.endpoint),
+        )
+
+    @property
+    def _heavy(self) -> float:
+        return self._timeout * _HEAVY_FACTOR
+
+    async def _answer(self, call: Awaitable[_Answer]) -> _Answer:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise _grpc_errors.from_rpc_error(error, str(self.endpoint)) from error
+
+
+def default_owner() -> str:
+    """`USER@HOST` of this client."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # A uid without a passwd entry, as containers have.
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _request_id() -> str:
+    return str(uuid.uuid4())

@@ -1,0 +1,74 @@
+# Options that several commands share, and their types.
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from uftrace_remote.enums import PatchWriter
+from uftrace_remote.values import PatchOptions
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_SCALES = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
+
+
+def duration_type(default_unit: str) -> Callable[[str], int]:
+    """A type for options: `10us`, `1.5ms`, `2s`, `1m`, in nanoseconds.
+
+    Args:
+        default_unit: Unit of a bare number.
+    """
+
+    def duration(text: str) -> int:
+        match = re.match(r"([0-9]+(?:\.[0-9]+)?)\s*(ns|us|ms|s|m)?\Z", text, re.ASCII)
+        if match is None:
+            raise click.BadParameter(f"'{text}' is no duration (write 10us, 1.5ms, 2s, 1m)")
+        return round(float(match[1]) * _SCALES[match[2] or default_unit])
+
+    return duration
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+duration_option = click.option(
+    "-d",
+    "--duration",
+    "duration_ns",
+    type=duration_type("s"),
+    metavar="TIME",
+    help="Stop after this long (2s, 500ms, 1m).  [default: until Ctrl-C]",
+)
+
+
+def patch_options(command: _Command) -> _Command:
+    """How to patch: for patch, live and record."""
+    for option in (
+        click.option(
+            "--all-or-nothing", is_flag=True, help="Patch nothing where one function is refused."
+        ),
+        click.option("--entry-only", is_flag=True, help="Trace entries alone."),
+        click.option(
+            "--writer",
+            type=click.Choice(["auto", "byte", "stop"]),
+            default="auto",
+            show_default=True,
+            help="How code bytes are changed.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def to_patch_options(
+    writer: str, entry_only: bool, all_or_nothing: bool, *, dry_run: bool = False
+) -> PatchOptions:
+    """What those options say."""
+    return PatchOptions(
+        writer=PatchWriter[writer.upper()],
+        entry_only=entry_only,
+        all_or_nothing=all_or_nothing,
+        dry_run=dry_run,
+    )

@@ -1,0 +1,44 @@
+"""`attach`: hold a process."""
+
+from __future__ import annotations
+
+import click
+
+from uftrace_remote.cli import _output
+from uftrace_remote.cli._options import json_option
+from uftrace_remote.cli._progress import spinner
+from uftrace_remote.cli._settings import Settings, pass_settings, run
+from uftrace_remote.values import AttachResult
+
+
+@click.command()
+@click.argument("target")
+@json_option
+@pass_settings
+def attach(settings: Settings, target: str, as_json: bool) -> None:
+    """Attach to a process, so that patching it later is quick."""
+    where = settings.target(target)
+
+    async def work() -> AttachResult:
+        async with settings.connect(where.endpoint) as agent:
+            process = await agent.resolve_process(where.process)
+            return await agent.attach(process.reference)
+
+    with spinner(f"attaching to {where}"):
+        result = run(work)
+    if as_json:
+        _output.print_json(result)
+        return
+    session = result.session
+    if not result.created:
+        click.echo(
+            f"session {session.session_id} of {session.owner} holds {session.process.pid} already: "
+            f"{_output.plural(session.tracepoint_count, 'tracepoint')}"
+        )
+        return
+    click.echo(
+        f"attached to {session.process.pid} ({session.process.command_name}): session "
+        f"{session.session_id}, longest pause {_output.brief_duration(result.longest_pause_ns)}"
+    )
+    if result.restored_sites:
+        _output.note(f"restored {_output.plural(result.restored_sites, 'site')} of a dead agent")

@@ -1,0 +1,73 @@
+"""`functions`: the functions of a process, and how each would be patched."""
+
+from __future__ import annotations
+
+import click
+
+from uftrace_remote.cli import _output
+from uftrace_remote.cli._options import json_option
+from uftrace_remote.cli._progress import spinner
+from uftrace_remote.cli._refusals import describe
+from uftrace_remote.cli._settings import Settings, pass_settings, run
+from uftrace_remote.enums import PatchForm, RefusalReason
+from uftrace_remote.errors import NoSuchFunctionError
+from uftrace_remote.values import FunctionInfo
+
+
+@click.command()
+@click.argument("target")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.option("--explain", is_flag=True, help="Say how each would be patched, or why not.")
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="Stop after so many.")
+@json_option
+@pass_settings
+def functions(
+    settings: Settings,
+    target: str,
+    patterns: tuple[str, ...],
+    explain: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List the functions of a process; without PATTERN those of the main executable."""
+    where = settings.target(target)
+
+    async def work() -> list[FunctionInfo]:
+        async with settings.connect(where.endpoint) as agent:
+            process = await agent.resolve_process(where.process)
+            listing = agent.functions(process.reference, patterns, explain=explain, limit=limit)
+            return [each async for each in listing]
+
+    with spinner("reading symbols"):
+        found = run(work)
+    if not found and patterns:
+        raise NoSuchFunctionError(
+            f"no function matches {' '.join(patterns)}",
+            hint="use a glob such as '*name*', or name the module: libfoo*!name",
+        )
+    if as_json:
+        _output.print_json(found)
+        return
+    columns = [("ADDRESS", "right"), ("SIZE", "right"), ("MODULE", "left")]
+    if explain:
+        columns += [("FORM", "left"), ("WRITER", "left"), ("EXIT", "left")]
+    columns.append(("FUNCTION", "left"))
+    _output.print_table(columns, (_row(each, explain) for each in found), color=settings.color)
+    total = found[0].match_count if found else 0
+    if total > len(found):
+        _output.note(f"{len(found):,} of {total:,} functions; --limit shows more")
+
+
+def _row(info: FunctionInfo, explain: bool) -> tuple[str, ...]:
+    function = info.function
+    head = (f"{function.address:x}", str(function.size or "?"), function.module)
+    name = function.name + (" *" if info.enabled else "")
+    if not explain:
+        return (*head, name)
+    if info.form is PatchForm.NONE:
+        why, advice = describe(info.refusal)
+        words = info.detail or "; ".join(filter(None, (why, advice)))
+        return (*head, "no", "-", "-", f"{name}  ({words})")
+    exits = "yes" if info.exit_refusal is RefusalReason.NONE else "no"
+    detail = f"  ({info.detail})" if info.detail else ""
+    return (*head, info.form.name.lower(), info.writer.name.lower(), exits, name + detail)

@@ -1,0 +1,132 @@
+"""`status`: the agent, its sessions and their tracepoints."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+import click
+
+from uftrace_remote.cli import _output
+from uftrace_remote.cli._options import json_option
+from uftrace_remote.cli._settings import Settings, pass_settings, run
+from uftrace_remote.errors import NoSuchSessionError
+from uftrace_remote.values import AgentInfo, Session, Tracepoint
+
+
+@dataclass(frozen=True, slots=True)
+class _SessionStatus:
+    session: Session
+    tracepoints: tuple[Tracepoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Status:
+    agent: AgentInfo
+    sessions: tuple[_SessionStatus, ...]
+
+
+@click.command()
+@click.argument("host", required=False, metavar="[HOST[:PORT]]")
+@click.option("-v", "--verbose", is_flag=True, help="List every tracepoint.")
+@json_option
+@pass_settings
+def status(settings: Settings, host: str | None, verbose: bool, as_json: bool) -> None:
+    """Show an agent, its sessions and what is patched."""
+    endpoint = settings.host(host)
+
+    async def work() -> _Status:
+        async with settings.connect(endpoint) as agent:
+            info = await agent.info()
+            found = []
+            for session in await agent.sessions():
+                try:
+                    tracepoints = await agent.tracepoints(session.session_id)
+                except NoSuchSessionError:
+                    continue  # detached meanwhile
+                found.append(_SessionStatus(session, tracepoints))
+            return _Status(info, tuple(found))
+
+    result = run(work)
+    if as_json:
+        _output.print_json(result)
+        return
+    agent = result.agent
+    click.echo(
+        f"agent {agent.version} on {agent.hostname} ({agent.architecture.name.lower()}, "
+        f"Linux {agent.kernel_release}), pid {agent.pid}, since {_moment(agent.started_unix_ns)}"
+    )
+    if not result.sessions:
+        click.echo("no sessions")
+        return
+    _output.print_table(
+        [
+            ("SESSION", "left"),
+            ("PID", "right"),
+            ("COMMAND", "left"),
+            ("OWNER", "left"),
+            ("SINCE", "left"),
+            ("TRACEPOINTS", "right"),
+            ("RECORDS", "right"),
+            ("LOST", "right"),
+            ("STREAMS", "right"),
+            ("MEMORY", "right"),
+            ("STATE", "left"),
+        ],
+        (_row(each.session) for each in result.sessions),
+        color=settings.color,
+    )
+    if verbose:
+        for each in result.sessions:
+            _print_tracepoints(each, settings.color)
+
+
+def _row(session: Session) -> tuple[str, ...]:
+    return (
+        session.session_id,
+        str(session.process.pid),
+        session.process.command_name,
+        session.owner,
+        _moment(session.attached_unix_ns),
+        f"{session.tracepoint_count:,}",
+        f"{session.records_produced:,}",
+        f"{session.records_lost:,}",
+        str(session.stream_count),
+        _output.size(session.annex_bytes),
+        session.end_reason or "running",
+    )
+
+
+def _print_tracepoints(status: _SessionStatus, color: bool | None) -> None:
+    click.echo(f"\nsession {status.session.session_id}:")
+    _output.print_table(
+        [
+            ("ID", "right"),
+            ("FORM", "left"),
+            ("WRITER", "left"),
+            ("EXIT", "left"),
+            ("OWNER", "left"),
+            ("MODULE", "left"),
+            ("FUNCTION", "left"),
+        ],
+        (
+            (
+                str(each.patch.function_id),
+                each.patch.form.name.lower(),
+                each.patch.writer.name.lower(),
+                "no" if each.patch.exit_refusal else "yes",
+                each.owner,
+                each.patch.function.module,
+                each.patch.function.name,
+            )
+            for each in status.tracepoints
+        ),
+        color=color,
+    )
+
+
+def _moment(unix_ns: int) -> str:
+    if not unix_ns:
+        return "?"
+    moment = datetime.datetime.fromtimestamp(unix_ns / 1e9).astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,40 @@
+"""`unpatch`: disable tracepoints."""
+
+from __future__ import annotations
+
+import click
+
+from uftrace_remote.cli import _output
+from uftrace_remote.cli._find_session import find_session
+from uftrace_remote.cli._options import json_option
+from uftrace_remote.cli._progress import spinner
+from uftrace_remote.cli._refusals import print_refusals
+from uftrace_remote.cli._settings import Settings, pass_settings, run
+from uftrace_remote.values import UnpatchResult
+
+
+@click.command()
+@click.argument("target")
+@click.argument("patterns", nargs=-1, metavar="[FUNC]...")
+@json_option
+@pass_settings
+def unpatch(settings: Settings, target: str, patterns: tuple[str, ...], as_json: bool) -> None:
+    """Disable tracepoints; all of the process without FUNC."""
+    where = settings.target(target)
+
+    async def work() -> UnpatchResult:
+        async with settings.connect(where.endpoint) as agent:
+            session = await find_session(agent, where.process)
+            return await agent.unpatch(session.session_id, patterns)
+
+    with spinner("unpatching"):
+        result = run(work)
+    if as_json:
+        _output.print_json(result)
+        return
+    click.echo(
+        f"unpatched {_output.plural(result.disabled_count, 'function')} in "
+        f"{_output.brief_duration(result.elapsed_ns)}, "
+        f"longest pause {_output.brief_duration(result.longest_pause_ns)}"
+    )
+    print_refusals(result.results)

@@ -1,0 +1,1 @@
+"""From records to calls: decoding, clocks, pairing, and traces on disk."""

@@ -1,0 +1,306 @@
+"""Values that the client takes and gives. No protobuf, no grpc.
+
+Times are integers in nanoseconds and end in `_ns`; ticks are those of the
+target's counter (rdtsc, cntvct_el0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from uftrace_remote.enums import (
+    Architecture,
+    EndReason,
+    LossStage,
+    PatchForm,
+    PatchStatus,
+    PatchWriter,
+    RefusalReason,
+)
+
+RECORD_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """A process, named for good. Zero and empty fields mean "whatever is there now"."""
+
+    pid: int
+    start_time_ticks: int = 0
+    boot_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One running process.
+
+    Attributes:
+        reference: Its name for good.
+        command_name: `/proc/PID/comm`, at most 15 bytes.
+        command_line: Arguments; empty for a kernel thread.
+        executable: Path inside the process's own mount namespace.
+        refusal_reason: Why it cannot be attached to, where `attachable` is false.
+        session_id: The session that holds it, or empty.
+    """
+
+    reference: ProcessRef
+    command_name: str = ""
+    command_line: tuple[str, ...] = ()
+    executable: str = ""
+    uid: int = 0
+    thread_count: int = 0
+    resident_bytes: int = 0
+    attachable: bool = True
+    refusal_reason: str = ""
+    session_id: str = ""
+
+    @property
+    def pid(self) -> int:
+        """The process id on the agent's host."""
+        return self.reference.pid
+
+
+@dataclass(frozen=True, slots=True)
+class ClockAnchor:
+    """One moment on the target's ticks and on its host's clocks."""
+
+    ticks: int
+    monotonic_ns: int
+    realtime_ns: int
+    ticks_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """What an agent says about itself; `now` serves for clock offsets."""
+
+    version: str
+    hostname: str
+    architecture: Architecture
+    kernel_release: str
+    boot_id: str
+    pid: int
+    started_unix_ns: int
+    session_count: int
+    now: ClockAnchor | None
+    forms: tuple[PatchForm, ...]
+    writers: tuple[PatchWriter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of a process. `address` is the live one, `size` in bytes (0 unknown)."""
+
+    name: str
+    linkage_name: str = ""
+    module: str = ""
+    address: int = 0
+    size: int = 0
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def qualified_name(self) -> str:
+        """`module!name`, which names it in requests as well."""
+        return f"{self.module}!{self.name}" if self.module else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionInfo:
+    """A function and, where it was asked for, what the engine would do with it."""
+
+    function: Function
+    form: PatchForm = PatchForm.NONE
+    writer: PatchWriter = PatchWriter.NONE
+    refusal: RefusalReason = RefusalReason.NONE
+    exit_refusal: RefusalReason = RefusalReason.NONE
+    detail: str = ""
+    enabled: bool = False
+    match_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingOptions:
+    """Ring layout of a session: bytes per ring (a power of two) and rings; 0 is the default."""
+
+    ring_bytes: int = 0
+    ring_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An agent's hold on one process, as it stands now."""
+
+    session_id: str
+    process: Process
+    owner: str = ""
+    attached_unix_ns: int = 0
+    tracepoint_count: int = 0
+    records_produced: int = 0
+    records_lost: int = 0
+    annex_bytes: int = 0
+    stream_count: int = 0
+    end_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachResult:
+    """The session, and what attaching took. `created` is false where it was there already."""
+
+    session: Session
+    created: bool
+    longest_pause_ns: int = 0
+    restored_sites: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DetachResult:
+    """What detaching did; the record counts are those of the whole session."""
+
+    restored_sites: int
+    conflicting_sites: int
+    restored_frames: int
+    longest_pause_ns: int
+    records_produced: int
+    records_lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class PatchOptions:
+    """How to enable tracepoints.
+
+    Attributes:
+        writer: How bytes are changed.
+        entry_only: Trace entries alone.
+        all_or_nothing: Refuse everything where one function is refused.
+        dry_run: Plan and answer, but change nothing.
+        stop_deadline_ns: Longest time that threads may be stopped; 0 is the agent's default.
+    """
+
+    writer: PatchWriter = PatchWriter.AUTO
+    entry_only: bool = False
+    all_or_nothing: bool = False
+    dry_run: bool = False
+    stop_deadline_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionResult:
+    """What became of one function of a request."""
+
+    function: Function
+    status: PatchStatus
+    function_id: int = 0
+    form: PatchForm = PatchForm.NONE
+    writer: PatchWriter = PatchWriter.NONE
+    refusal: RefusalReason = RefusalReason.NONE
+    exit_refusal: RefusalReason = RefusalReason.NONE
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchResult:
+    """What became of all functions of a patch request."""
+
+    results: tuple[FunctionResult, ...]
+    enabled_count: int = 0
+    refused_count: int = 0
+    longest_pause_ns: int = 0
+    longest_pause_tid: int = 0
+    elapsed_ns: int = 0
+    plan_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnpatchResult:
+    """What became of all functions of an unpatch request."""
+
+    results: tuple[FunctionResult, ...]
+    disabled_count: int = 0
+    longest_pause_ns: int = 0
+    longest_pause_tid: int = 0
+    elapsed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tracepoint:
+    """One enabled function of a session."""
+
+    patch: FunctionResult
+    owner: str
+    enabled_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TracedFunction:
+    """The function behind an id of the records; `has_exit` is false for entry-only ones."""
+
+    function_id: int
+    name: str
+    linkage_name: str = ""
+    module: str = ""
+    address: int = 0
+    size: int = 0
+    has_exit: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MappedModule:
+    """A mapped file of the target. An address minus `load_bias` is the file's own."""
+
+    path: str
+    build_id: str
+    start: int
+    end: int
+    load_bias: int
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRecords:
+    """Packed 16-byte records of one thread, in the order in which it wrote them."""
+
+    tid: int
+    records: bytes
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Records lost at one stage since the stream began, in all; `tid` 0 is unknown."""
+
+    stage: LossStage
+    records: int
+    tid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """Some records of a session.
+
+    Attributes:
+        sequence: Rises by one in a session.
+        watermark_ticks: All records up to here have been sent; 0 is unknown.
+        functions: Functions first named now.
+        anchors: Clock readings; at least one in the first batch.
+        losses: Cumulative counts.
+        records_total: Records in all batches of the session up to this one.
+        modules: In the first batch, and whenever they changed.
+        end: Why the stream ends, in the last batch.
+        end_detail: A sentence beside it.
+    """
+
+    sequence: int
+    threads: Sequence[ThreadRecords] = ()
+    watermark_ticks: int = 0
+    functions: Sequence[TracedFunction] = ()
+    anchors: Sequence[ClockAnchor] = ()
+    losses: Sequence[Loss] = ()
+    records_total: int = 0
+    modules: Sequence[MappedModule] = ()
+    end: EndReason = EndReason.NONE
+    end_detail: str = ""
+
+    @property
+    def record_count(self) -> int:
+        """How many records this batch holds."""
+        return sum(len(thread.records) for thread in self.threads) // RECORD_BYTES

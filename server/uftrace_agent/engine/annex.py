@@ -1,0 +1,315 @@
+"""What the engine leaves in a target: journal, control word, tables, rings, code.
+
+Data first, in one mapping with a gap on both sides:
+
+    manifest | control (MADV_WIPEONFORK) | directory of threads | return slots
+
+A forked child reads the control word as 0 and records nothing; it has copies
+of the directory and the slots, so that a probe or a return that was under way
+ends well in it. The rings stay mapped in it for the same reason.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from uftrace_agent.engine.architecture import Architecture
+from uftrace_agent.engine.layout import CodeLayout, PendingMap
+from uftrace_agent.engine.manifest import MANIFEST_BYTES, Identity, Manifest
+from uftrace_agent.errors import BusyTargetError, ExhaustedError
+from uftrace_agent.process.address_space import PAGE, FreeSpace, read_mappings
+from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.remote_calls import RemoteCall, RemoteCaller, Scratch
+from uftrace_agent.process.system_calls import (
+    MADV_DONTDUMP,
+    MADV_WIPEONFORK,
+    MAP_ANONYMOUS,
+    MAP_FIXED_NOREPLACE,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MFD_ALLOW_SEALING,
+    MFD_CLOEXEC,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    SystemCallNumbers,
+)
+from uftrace_agent.runtime.blob import load_blob
+from uftrace_agent.runtime.layout import (
+    DIRECTORY_BYTES,
+    PARAM_BYTES,
+    RING_HEADER_BYTES,
+    SLOT_TABLE_BYTES,
+    THUNK_SPAN,
+    define,
+)
+
+_SEALS: Final = 0x0002 | 0x0004 | 0x0001  # F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL
+_F_ADD_SEALS: Final = 1033
+_THUNK_ALIGNMENT: Final = 4096
+_TRIES: Final = 3
+_CALLS_AT_ONCE: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RingOptions:
+    """Bytes of one thread's ring (a power of two), and how many rings. Ring 0 is shared."""
+
+    ring_bytes: int
+    ring_count: int
+
+    @property
+    def data_offset(self) -> int:
+        """Where ring data begin in the shared file, after all headers."""
+        return -(-self.ring_count * RING_HEADER_BYTES // PAGE) * PAGE
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the shared file."""
+        return self.data_offset + self.ring_count * self.ring_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlaces:
+    """Live addresses of the annex's data."""
+
+    manifest: int
+    control: int
+    directory: int
+    slots: int
+    end: int
+
+    @staticmethod
+    def at(base: int) -> DataPlaces:
+        """All places, from that of the manifest."""
+        control = base + MANIFEST_BYTES
+        directory = control + PAGE
+        slots = directory + DIRECTORY_BYTES
+        return DataPlaces(base, control, directory, slots, slots + SLOT_TABLE_BYTES)
+
+
+class Annex:
+    """The engine's memory in one target."""
+
+    def __init__(
+        self,
+        memory: ProcessMemory,
+        caller: RemoteCaller,
+        calls: SystemCallNumbers,
+        architecture: Architecture,
+        rings: RingOptions,
+    ) -> None:
+        self._memory = memory
+        self._caller = caller
+        self._calls = calls
+        self._architecture = architecture
+        self._blob = load_blob(architecture.name)
+        self.ring_options = rings
+        self.ring_fd = -1
+        self.tid_offset = -1
+        self.thunks = 0
+        self.data = DataPlaces.at(0)
+        self._ring_base = 0
+        self.mapped_bytes = 0
+        self.code_ranges: list[tuple[int, int]] = []
+        self.layout = self._new_layout()
+
+    def _new_layout(self) -> CodeLayout:
+        mappings = read_mappings(self._memory.pid)
+        return CodeLayout(
+            mappings, len(self._blob.code), self._architecture.stub_bytes, self._architecture.reach
+        )
+
+    def create(self, identity: Identity, tid_offset: int) -> Manifest:
+        """Map and fill everything; nothing of the program changes.
+
+        Raises:
+            BusyTargetError: The address space changed under us at every try.
+            ExhaustedError: The kernel gives the process no more memory.
+        """
+        self.tid_offset = tid_offset
+        for _ in range(_TRIES):
+            if self._map_data():
+                break
+        else:
+            raise BusyTargetError(
+                f"process {self._memory.pid} maps memory faster than the agent can plan",
+                hint="try again",
+            )
+        identity = replace(identity, thunks=self.thunks)
+        manifest = Manifest(self._memory, self.data.manifest, identity)
+        manifest.create()
+        self._fill_code(self.thunks - self._home_offset())
+        self._memory.write(
+            self.thunks,
+            self._architecture.thunk_array(
+                self.thunks, self.thunks - self._home_offset() + self._blob.symbols["uf_exit"]
+            ),
+        )
+        return manifest
+
+    def _home_offset(self) -> int:
+        return -(-len(self._blob.code) // _THUNK_ALIGNMENT) * _THUNK_ALIGNMENT
+
+    def _map_data(self) -> bool:
+        free = FreeSpace(read_mappings(self._memory.pid))
+        data_size = DataPlaces.at(0).end
+        code_size = self._home_offset() + THUNK_SPAN
+        ring_size = self.ring_options.total_bytes
+        places = []
+        for size in (data_size, code_size, ring_size):
+            # Anywhere: nothing here has to be near the program's code. Low in
+            # the mapping area, away from where the kernel puts new mappings.
+            place = free.find(size + 2 * PAGE, 1 << 32, 1 << 47, near=0x6000_0000_0000)
+            if place is None:
+                raise ExhaustedError("the process has no free address space left")
+            free.take(place, place + size + 2 * PAGE)
+            places.append(place + PAGE)
+        data, code, rings = places
+        self.data = DataPlaces.at(data)
+        self.thunks = code + self._home_offset()
+        calls = self._calls
+        private = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
+        results = self._caller.call(
+            [
+                self._mmap(data, data_size, PROT_READ | PROT_WRITE, private),
+                self._mmap(code, code_size, PROT_READ | PROT_EXEC, private),
+                RemoteCall(calls.madvise, (self.data.control, PAGE, MADV_WIPEONFORK)),
+                RemoteCall(
+                    calls.memfd_create,
+                    (Scratch(b"uftrace-rings\0"), MFD_CLOEXEC | MFD_ALLOW_SEALING),
+                ),
+            ]
+        )
+        if min(results) < 0:
+            self._undo([(data, data_size, results[0]), (code, code_size, results[1])], results[3])
+            self._raise_if_final(results)
+            return False
+        fd = results[3]
+        shared = MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE
+        try:
+            self.ring_fd = self._open_ring_file(fd)
+        finally:
+            results = self._caller.call(
+                [
+                    RemoteCall(
+                        calls.mmap, (rings, ring_size, PROT_READ | PROT_WRITE, shared, fd, 0)
+                    ),
+                    RemoteCall(calls.close, (fd,)),
+                    RemoteCall(calls.madvise, (rings, ring_size, MADV_DONTDUMP)),
+                ]
+            )
+        if results[0] < 0:
+            os.close(self.ring_fd)
+            self._undo([(data, data_size, data), (code, code_size, code)], -1)
+            self._raise_if_final(results[:1])
+            return False
+        self._ring_base = rings
+        self.code_ranges.append((code, code + code_size))
+        self.mapped_bytes += data_size + code_size + ring_size
+        return True
+
+    def _mmap(self, start: int, size: int, protection: int, flags: int) -> RemoteCall:
+        return RemoteCall(self._calls.mmap, (start, size, protection, flags, -1, 0))
+
+    def _undo(self, maps: Sequence[tuple[int, int, int]], fd: int) -> None:
+        undo = [
+            RemoteCall(self._calls.munmap, (start, size))
+            for start, size, result in maps
+            if result >= 0
+        ]
+        if fd >= 0:
+            undo.append(RemoteCall(self._calls.close, (fd,)))
+        if undo:
+            self._caller.call(undo)
+
+    def _raise_if_final(self, results: Sequence[int]) -> None:
+        worst = min(results)
+        if worst == -17:  # EEXIST: somebody was faster; look again
+            return
+        raise ExhaustedError(
+            f"the kernel refused memory in process {self._memory.pid}: {os.strerror(-worst)}",
+            reason="TARGET_MEMORY_REFUSED",
+            hint="a memory limit (RLIMIT_AS, vm.max_map_count), a seccomp filter or SELinux "
+            "stands against it",
+        )
+
+    def _open_ring_file(self, fd: int) -> int:
+        ring_fd = os.open(f"/proc/{self._memory.pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        os.ftruncate(ring_fd, self.ring_options.total_bytes)
+        # Neither side can cut the file under the other's feet (H88).
+        fcntl.fcntl(ring_fd, _F_ADD_SEALS, _SEALS)
+        return ring_fd
+
+    # -- code --------------------------------------------------------------
+
+    def map_pending(self) -> list[PendingMap]:
+        """Map what the layout's plans need; what could not be mapped is returned."""
+        pending = self.layout.pending()
+        failed: list[PendingMap] = []
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
+        for start in range(0, len(pending), _CALLS_AT_ONCE):
+            batch = pending[start : start + _CALLS_AT_ONCE]
+            results = self._caller.call(
+                [self._mmap(m.start, m.size, PROT_READ | PROT_EXEC, flags) for m in batch]
+            )
+            for wanted, result in zip(batch, results, strict=True):
+                if result != wanted.start:
+                    failed.append(wanted)
+                    continue
+                self.layout.mapped(wanted)
+                self.mapped_bytes += wanted.size
+                self.code_ranges.append((wanted.start, wanted.start + wanted.size))
+                if wanted.region is not None:
+                    self._fill_code(wanted.region.base)
+        return failed
+
+    def _fill_code(self, base: int) -> None:
+        code = bytearray(self._blob.code)
+        code[:PARAM_BYTES] = self._parameters()
+        fde, _ = self._architecture.unwind_entry(self.thunks, self.data.slots)
+        at = self._blob.symbols["uf_unwind_fde"]
+        code[at : at + len(fde)] = fde
+        self._memory.write(base, bytes(code))
+
+    def _parameters(self) -> bytes:
+        _, fde_offset = self._architecture.unwind_entry(self.thunks, self.data.slots)
+        values = {
+            "CONTROL": self.data.control,
+            "DIRECTORY": self.data.directory,
+            "SLOTS": self.data.slots,
+            "THUNKS": self.thunks,
+            "TID_OFFSET": self.tid_offset & (1 << 64) - 1,
+            "RING_HEADERS": self._ring_base,
+            "RING_DATA": self._ring_base + self.ring_options.data_offset,
+            "RING_BYTES": self.ring_options.ring_bytes,
+            "RING_COUNT": self.ring_options.ring_count,
+            "FDE_OFFSET": fde_offset,
+        }
+        block = bytearray(PARAM_BYTES)
+        for name, value in values.items():
+            offset = define(f"PARAM_{name}")
+            block[offset : offset + 8] = value.to_bytes(8, "little")
+        return bytes(block)
+
+    # -- switches ----------------------------------------------------------
+
+    def enable(self, on: bool) -> None:
+        """Switch all probes of the process on or off at once."""
+        self._memory.write(self.data.control, int(on).to_bytes(4, "little"))
+
+    def read_slots(self) -> bytes:
+        """A copy of the table of return slots."""
+        return self._memory.read(self.data.slots, SLOT_TABLE_BYTES)
+
+    def close(self) -> None:
+        """Give the agent's descriptors back; the target's memory stays."""
+        if self.ring_fd >= 0:
+            os.close(self.ring_fd)
+            self.ring_fd = -1
+

@@ -1,0 +1,76 @@
+"""What the engine asks of an instruction set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from uftrace_agent.engine.layout import CodeLayout
+from uftrace_agent.engine.model import Refusal, Writer
+from uftrace_agent.engine.site import FunctionCode, SitePlan
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSpan:
+    """Live addresses of a module's image: stubs must reach its code and data."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRequest:
+    """What is asked for one function.
+
+    Attributes:
+        function: The code to plan for.
+        module: Its module.
+        function_id: The id that its records carry.
+        writer: AUTO, BYTE or STOP.
+        has_exit: Whether the exit is to be traced.
+        exit_refusal: Why not, where it cannot be.
+        frugal: Many functions at once: prefer forms that need no memory page
+            of their own.
+    """
+
+    function: FunctionCode
+    module: ModuleSpan
+    function_id: int
+    writer: Writer
+    has_exit: bool
+    exit_refusal: Refusal | None
+    frugal: bool
+
+
+class Architecture(Protocol):
+    """One instruction set; the only place where architectures differ."""
+
+    name: str
+    stub_bytes: int
+    reach: int
+
+    def plan_site(self, request: SiteRequest, layout: CodeLayout) -> SitePlan:
+        """Plan one function and reserve what it needs in `layout`.
+
+        Raises:
+            RefusedError: It cannot be patched; nothing is reserved.
+        """
+        ...
+
+    def plan_unwinder_hook(
+        self, function: FunctionCode, module: ModuleSpan, layout: CodeLayout
+    ) -> SitePlan:
+        """Plan the hook of the unwinder's table lookup.
+
+        Raises:
+            RefusedError: It cannot be hooked.
+        """
+        ...
+
+    def thunk_array(self, at: int, exit_probe: int) -> bytes:
+        """The return thunks for address `at`."""
+        ...
+
+    def unwind_entry(self, thunks: int, slots: int) -> tuple[bytes, int]:
+        """The thunks' unwind block, and the offset of the FDE in it."""
+        ...

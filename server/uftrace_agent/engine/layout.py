@@ -1,0 +1,237 @@
+"""Where the engine's code lies in a target: code regions, stubs, landings.
+
+Planning allocates here without touching the target; what must be mapped before
+the plan can be carried out is kept in `pending`.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from uftrace_agent.engine.model import RefusedError, Refusal
+from uftrace_agent.process.address_space import PAGE, SMALL_HEAP_ROOM, FreeSpace, Mapping
+
+# A branch reaches 2 GiB; keep away from the edge, so that code at the far end
+# of a region is reached as well.
+_REGION_BYTES = 1 << 20
+# Landing pages nearer than this share a mapping: the free pages between them
+# cost address space only, and the process has a limited number of mappings
+# (vm.max_map_count, H81).
+_MERGE_PAGES = 16
+
+
+@dataclass(slots=True)
+class CodeRegion:
+    """A mapping with a copy of the runtime at its start and stubs behind it."""
+
+    base: int
+    size: int
+    cursor: int
+    free_stubs: list[int] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """The address behind it."""
+        return self.base + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class PendingMap:
+    """Memory to be mapped for code; a region gets the runtime, a landing run nothing."""
+
+    start: int
+    size: int
+    region: CodeRegion | None
+
+
+class CodeLayout:
+    """Allocates stubs and landings of one process.
+
+    Args:
+        mappings: What is mapped in the process.
+        runtime_bytes: Size of the runtime's copy at the start of each region.
+        stub_bytes: Size of one stub.
+        reach: How far a jump goes, in bytes.
+    """
+
+    def __init__(
+        self, mappings: Sequence[Mapping], runtime_bytes: int, stub_bytes: int, reach: int
+    ) -> None:
+        self._free = FreeSpace(mappings)
+        self._near_heap = FreeSpace(mappings, SMALL_HEAP_ROOM)
+        self._runtime_bytes = -(-runtime_bytes // stub_bytes) * stub_bytes
+        self._stub_bytes = stub_bytes
+        self._reach = reach
+        self.regions: list[CodeRegion] = []
+        self._pages: list[int] = []
+        self._used: dict[int, list[tuple[int, int]]] = {}
+        self._pending_regions: list[CodeRegion] = []
+        self._pending_pages: set[int] = set()
+        self._written: set[int] = set()
+        self._depended: set[int] = set()
+
+    def refresh(self, mappings: Sequence[Mapping]) -> None:
+        """Take a new look at the address space; what is pending stays taken."""
+        self._free = FreeSpace(mappings)
+        self._near_heap = FreeSpace(mappings, SMALL_HEAP_ROOM)
+        for region in self._pending_regions:
+            self._take(region.base, region.end)
+        for page in self._pending_pages:
+            self._take(page, page + PAGE)
+
+    def _take(self, start: int, end: int) -> None:
+        self._free.take(start, end)
+        self._near_heap.take(start, end)
+
+    # -- stubs ------------------------------------------------------------
+
+    def region_near(self, low: int, high: int, stubs: int = 1) -> CodeRegion:
+        """A region with room from which code in [low, high) is in reach.
+
+        Raises:
+            RefusedError: No address is free there.
+        """
+        for region in self.regions:
+            if self._reaches(region.base, region.end, low, high) and (
+                region.free_stubs or region.cursor + self._stub_bytes <= region.end
+            ):
+                return region
+        size = max(_REGION_BYTES, self._runtime_bytes + stubs * self._stub_bytes)
+        size = -(-size // PAGE) * PAGE
+        base = self._free.find(
+            size + 2 * PAGE,
+            max(high - self._reach, 0),
+            low + self._reach,
+            near=max(low - size - (64 << 20), 0),
+        )
+        if base is None:
+            raise RefusedError(
+                Refusal.NO_TRAMPOLINE_SPACE,
+                f"no {size >> 10} KiB of free address space within 2 GiB of the module",
+            )
+        base += PAGE  # a gap on both sides keeps it a mapping of its own
+        region = CodeRegion(base, size, base + self._runtime_bytes)
+        self._take(base, base + size)
+        self.regions.append(region)
+        self._pending_regions.append(region)
+        return region
+
+    def take_stub(self, region: CodeRegion) -> int:
+        """The address of a free stub of the region."""
+        if region.free_stubs:
+            return region.free_stubs.pop()
+        at = region.cursor
+        region.cursor += self._stub_bytes
+        return at
+
+    def give_back_stub(self, region: CodeRegion, stub: int) -> None:
+        """Return a stub that was never reachable."""
+        region.free_stubs.append(stub)
+
+    def _reaches(self, start: int, end: int, low: int, high: int) -> bool:
+        return max(end, high) - min(start, low) < self._reach
+
+    # -- landings ---------------------------------------------------------
+
+    def place_landing(self, low: int, span: int, size: int) -> int | None:
+        """`size` bytes that begin in [low, low + span); None where nothing is free."""
+        if span == 1:
+            return low if self._claim_landing(low, size) else None
+        first = bisect.bisect_left(self._pages, low // PAGE * PAGE)
+        for page in self._pages[first : first + 8]:
+            if page >= low + span:
+                break
+            start = self._hole(page, max(low, page), min(low + span, page + PAGE - size), size)
+            if start is not None and self._claim_landing(start, size):
+                return start
+        for free in (self._free, self._near_heap):
+            base = free.find(PAGE, low // PAGE * PAGE, low + span + PAGE, near=low)
+            if base is not None:
+                start = max(base, low)
+                if start < low + span and self._claim_landing(start, size):
+                    return start
+        return None
+
+    def _hole(self, page: int, low: int, high: int, size: int) -> int | None:
+        start = low
+        for used_start, used_end in self._used.get(page, ()):
+            if start + size <= used_start:
+                break
+            start = max(start, used_end)
+        return start if start <= high else None
+
+    def _claim_landing(self, start: int, size: int) -> bool:
+        pages = range(start // PAGE * PAGE, start + size, PAGE)
+        for page in pages:
+            if page in self._used:
+                if any(s < start + size and start < e for s, e in self._used[page]):
+                    return False
+            elif not self._near_heap.is_free(page, page + PAGE):
+                return False
+        for page in pages:
+            if page not in self._used:
+                self._used[page] = []
+                bisect.insort(self._pages, page)
+                self._pending_pages.add(page)
+                self._take(page, page + PAGE)
+            bisect.insort(self._used[page], (start, start + size))
+        return True
+
+    def give_back_landing(self, start: int, size: int) -> None:
+        """Return a landing that was never reachable."""
+        for page in range(start // PAGE * PAGE, start + size, PAGE):
+            self._used[page].remove((start, start + size))
+
+    # -- bytes of the program that plans rely on --------------------------
+
+    def claim(self, changed: Iterable[int], unchanged: Iterable[int]) -> bool:
+        """Reserve program bytes: some will change, some must not.
+
+        Returns:
+            False, with nothing reserved, where another plan stands against it.
+        """
+        new, old = set(changed), set(unchanged)
+        if new & self._written or new & self._depended or old & self._written:
+            return False
+        self._written |= new
+        self._depended |= old
+        return True
+
+    def can_claim(self, changed: Iterable[int], unchanged: Iterable[int]) -> bool:
+        """Whether `claim` would succeed."""
+        new, old = set(changed), set(unchanged)
+        return not (new & self._written or new & self._depended or old & self._written)
+
+    # -- what has to be mapped --------------------------------------------
+
+    def pending(self) -> list[PendingMap]:
+        """Mappings that the plans made so far need, landing pages in runs."""
+        maps = [PendingMap(region.base, region.size, region) for region in self._pending_regions]
+        run: list[int] = []
+        for page in sorted(self._pending_pages):
+            if run and page - run[-1] <= _MERGE_PAGES * PAGE and self._all_free(run[-1], page):
+                run.append(page)
+                continue
+            if run:
+                maps.append(PendingMap(run[0], run[-1] + PAGE - run[0], None))
+            run = [page]
+        if run:
+            maps.append(PendingMap(run[0], run[-1] + PAGE - run[0], None))
+        return maps
+
+    def _all_free(self, last: int, page: int) -> bool:
+        return last + PAGE >= page or self._free.is_free(last + PAGE, page)
+
+    def mapped(self, pending: PendingMap) -> None:
+        """`pending` is there now."""
+        if pending.region is not None:
+            self._pending_regions.remove(pending.region)
+            return
+        self._take(pending.start, pending.start + pending.size)
+        for page in range(pending.start, pending.start + pending.size, PAGE):
+            self._pending_pages.discard(page)
+            if page not in self._used:
+                self._used[page] = []
+                bisect.insort(self._pages, page)

@@ -1,0 +1,35 @@
+"""A function that is, was, or could be enabled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uftrace_agent.engine.program import ProgramFunction
+from uftrace_agent.engine.site import SitePlan
+
+
+@dataclass(slots=True)
+class Tracepoint:
+    """One planned function of a session; the plan stays when it is disabled.
+
+    Attributes:
+        function_id: What its records carry.
+        function: The function.
+        plan: How it is patched.
+        entry_only: Whether only its entry was asked for.
+        journal_index: Its entry in the manifest.
+        enabled: Whether its site is changed now.
+        conflicting: Somebody else changed the site while it was enabled.
+        owner: Who enabled it.
+        enabled_unix_ns: Since when.
+    """
+
+    function_id: int
+    function: ProgramFunction
+    plan: SitePlan
+    entry_only: bool
+    journal_index: int = -1
+    enabled: bool = False
+    conflicting: bool = False
+    owner: str = ""
+    enabled_unix_ns: int = 0

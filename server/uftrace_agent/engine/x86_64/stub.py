@@ -1,0 +1,162 @@
+"""The code that is made for one tracepoint, and the array of return thunks.
+
+A stub calls the probe and then runs the displaced instruction:
+
+    lea -128(%rsp),%rsp      ; over the red zone (H29)
+    push %rax
+    mov $idword,%eax
+    call probe               ; saves and restores everything else
+    pop %rax
+    lea 128(%rsp),%rsp
+    <the displaced instruction, moved>
+    jmp back
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import numpy as np
+
+from uftrace_agent.engine.x86_64.instruction import (
+    Instruction,
+    Moved,
+    OutOfReachError,
+    call,
+    far_jump,
+    jump,
+    relative32,
+)
+from uftrace_agent.runtime.layout import SLOT_BYTES, THUNK_BYTES, THUNK_COUNT, THUNK_SPAN
+
+STUB_BYTES: Final = 64
+_PROLOGUE: Final = b"\x48\x8d\x64\x24\x80\x50\xb8"
+_EPILOGUE: Final = b"\x58\x48\x8d\xa4\x24\x80\x00\x00\x00"
+_OLX_OFFSET: Final = len(_PROLOGUE) + 4 + 5 + len(_EPILOGUE)
+
+
+def entry_stub(
+    at: int, probe: int, word: int, displaced: Instruction | None, resume: int
+) -> bytes:
+    """A stub at `at` for a site whose displaced instruction is `displaced`.
+
+    Args:
+        at: Where the stub will lie.
+        probe: The entry probe of the same code region.
+        word: The id word (`layout.id_word`).
+        displaced: None where the site was a nop: nothing is to be run.
+        resume: Where the program goes on after the displaced instruction.
+
+    Raises:
+        UnmovableError: The displaced instruction cannot run elsewhere.
+        OutOfReachError: `resume`, or what it refers to, is too far away.
+    """
+    moved = displaced.moved_to(at + _OLX_OFFSET) if displaced else Moved(b"", True)
+    return _with_tail(_head(at, probe, word) + moved.code, at, resume, moved.falls_through)
+
+
+def call_stub(at: int, probe: int, word: int, callee: Instruction) -> bytes:
+    """A stub that a patched `call mcount` or `call __fentry__` calls: afterwards
+    it goes to the function that was called before, so that a program built for
+    gprof keeps its profile."""
+    head = _head(at, probe, word)
+    target = callee.branch_target()
+    if target is not None:
+        return _checked(head + jump(at + len(head), target))
+    slot = callee.indirect_slot()
+    if slot is None:
+        raise OutOfReachError("the call has no target that is known beforehand")
+    end = at + len(head) + 6
+    return _checked(head + b"\xff\x25" + relative32(end, slot))
+
+
+def unwinder_stub(at: int, find_fde: int, displaced: Instruction, resume: int) -> bytes:
+    """A stub at the entry of _Unwind_Find_FDE: `call find_fde; jz original; ret`."""
+    head = call(at, find_fde) + b"\x74\x01\xc3"
+    moved = displaced.moved_to(at + len(head))
+    return _with_tail(head + moved.code, at, resume, moved.falls_through)
+
+
+def landing(at: int, stub: int) -> bytes:
+    """What lies where a punned jump leads: 5 bytes, or 14 where the stub is far."""
+    try:
+        return jump(at, stub)
+    except OutOfReachError:
+        return far_jump(stub)
+
+
+def _head(at: int, probe: int, word: int) -> bytes:
+    head = _PROLOGUE + struct.pack("<I", word)
+    return head + call(at + len(head), probe) + _EPILOGUE
+
+
+def _with_tail(code: bytes, at: int, resume: int, falls_through: bool) -> bytes:
+    if falls_through:
+        code += jump(at + len(code), resume)
+    return _checked(code)
+
+
+def _checked(code: bytes) -> bytes:
+    if len(code) > STUB_BYTES:
+        raise OutOfReachError(f"the stub would need {len(code)} bytes")
+    # int3: nothing ever runs there.
+    return code.ljust(STUB_BYTES, b"\xcc")
+
+
+def thunk_array(at: int, exit_probe: int) -> bytes:
+    """All return thunks: thunk i is `push $i; jmp exit_probe`, 16 bytes each."""
+    thunks = np.full((THUNK_COUNT, THUNK_BYTES), 0xCC, "u1")
+    index = np.arange(THUNK_COUNT, dtype="<u4")
+    thunks[:, 0] = 0x68
+    thunks[:, 1:5] = index.view("u1").reshape(-1, 4)
+    thunks[:, 5] = 0xE9
+    ends = at + index.astype(np.int64) * THUNK_BYTES + 10
+    thunks[:, 6:10] = (exit_probe - ends).astype("<i4").view("u1").reshape(-1, 4)
+    return thunks.tobytes()
+
+
+def unwind_entry(thunks: int, slots: int) -> tuple[bytes, int]:
+    """CIE and FDE of the whole thunk array, and the FDE's offset.
+
+    The caller's frame is reached by CFA = rsp + 0, and its return address is
+    computed from the thunk's own address: slots[(pc - thunks) / 16] - 1. The
+    augmentation `S` and the minus 1 belong together: with one CFA for thunk and
+    function, libgcc aborts where the direct caller catches, unless the frame is
+    a signal frame; of a signal frame it takes the address as it is, so the
+    address must lie inside the call (DWARF 5 section 6.4; research/patching.md
+    M10).
+    """
+    # DW_OP_breg16 0; const8u thunks; minus; lit4; shr; lit4; shl; const8u slots;
+    # plus; deref; lit1; minus. The two shifts clear the low four bits.
+    expression = (
+        b"\x80\x00\x03"
+        + struct.pack("<Q", thunks)
+        + b"\x1c\x34\x25\x34\x24\x03"
+        + struct.pack("<Q", slots)
+        + b"\x22\x06\x31\x1c"
+    )
+    assert SLOT_BYTES == THUNK_BYTES == 16, "the expression's shifts rely on it"
+    # Version 1, "zRS", code alignment 1, data alignment -8, RA column 16,
+    # one byte of augmentation: absolute pointers; DW_CFA_def_cfa rsp 0;
+    # DW_CFA_val_expression RA.
+    cie_body = (
+        struct.pack("<I", 0)
+        + b"\x01zRS\x00\x01\x78\x10\x01\x00"
+        + b"\x0c\x07\x00"
+        + b"\x16\x10"
+        + bytes((len(expression),))
+        + expression
+    )
+    cie = _entry(cie_body)
+    fde_body = (
+        struct.pack("<I", len(cie) + 4)
+        + struct.pack("<QQ", thunks - THUNK_BYTES, THUNK_SPAN + THUNK_BYTES)
+        + b"\x00"
+    )
+    return cie + _entry(fde_body) + b"\0\0\0\0", len(cie)
+
+
+def _entry(body: bytes) -> bytes:
+    padded = body.ljust(-(-(len(body) + 4) // 8) * 8 - 4, b"\0")
+    return struct.pack("<I", len(padded)) + padded

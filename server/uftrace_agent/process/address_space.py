@@ -1,0 +1,164 @@
+"""The map of a process's addresses: what is mapped, and what may be."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uftrace_agent.errors import TargetGoneError
+
+PAGE = 4096
+# Below is vm.mmap_min_addr's reach; above is the kernel's (47 bits, 4 levels).
+_LOWEST = 0x10000
+_HIGHEST = 0x7FFF_FFFF_F000
+# Room for brk to grow into, and for the main thread's stack (H81). Since Linux
+# 6.11 the heap of a PIE program begins up to 1 GiB above it, right where most
+# punned jumps lead: they may go down to the smaller room if nothing else is
+# free. A brk that hits it fails, and malloc goes on with mmap.
+HEAP_ROOM = 1 << 30
+SMALL_HEAP_ROOM = 256 << 20
+_STACK_ROOM = 256 << 20
+# The kernel keeps this much free below a growing stack (stack_guard_gap).
+_STACK_GUARD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One line of /proc/PID/maps."""
+
+    start: int
+    end: int
+    flags: str
+    offset: int
+    device: str
+    inode: int
+    name: str
+
+    @property
+    def is_executable(self) -> bool:
+        """Whether code runs there."""
+        return self.flags[2] == "x"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether writes reach the file."""
+        return self.flags[3] == "s"
+
+
+def read_mappings(pid: int) -> list[Mapping]:
+    """The mappings by rising address.
+
+    Raises:
+        TargetGoneError: The process is gone, or has no memory any more.
+    """
+    try:
+        text = Path(f"/proc/{pid}/maps").read_bytes().decode(errors="surrogateescape")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TargetGoneError(f"process {pid} is gone") from error
+    mappings = []
+    for line in text.splitlines():
+        fields = line.split(None, 5)
+        start, _, end = fields[0].partition("-")
+        mappings.append(
+            Mapping(
+                start=int(start, 16),
+                end=int(end, 16),
+                flags=fields[1],
+                offset=int(fields[2], 16),
+                device=fields[3],
+                inode=int(fields[4]),
+                name=fields[5] if len(fields) > 5 else "",
+            )
+        )
+    if not mappings:
+        raise TargetGoneError(f"process {pid} has ended")
+    return mappings
+
+
+class FreeSpace:
+    """Address ranges where the engine may map memory of its own.
+
+    Keeps clear of what is mapped, of the heap's room to grow and of the stack's.
+    Ranges that are handed out are taken at once.
+    """
+
+    def __init__(self, mappings: Iterable[Mapping], heap_room: int = HEAP_ROOM) -> None:
+        taken: list[tuple[int, int]] = [(0, _LOWEST), (_HIGHEST, 1 << 64)]
+        for mapping in mappings:
+            start, end = mapping.start, mapping.end
+            if mapping.name == "[heap]":
+                end += heap_room
+            elif mapping.name == "[stack]":
+                start -= _STACK_ROOM
+            elif "w" in mapping.flags and not mapping.name:
+                # A thread's stack made with MAP_GROWSDOWN, at worst.
+                start -= PAGE
+            taken.append((start, end))
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, end in sorted(taken):
+            if self._ends and start <= self._ends[-1]:
+                self._ends[-1] = max(self._ends[-1], end)
+            else:
+                self._starts.append(start)
+                self._ends.append(end)
+
+    def is_free(self, start: int, end: int) -> bool:
+        """Whether [start, end) is free and allowed."""
+        index = bisect.bisect_left(self._starts, end) - 1
+        return index < 0 or self._ends[index] <= start
+
+    def take(self, start: int, end: int) -> None:
+        """Mark [start, end) as used."""
+        low = bisect.bisect_left(self._ends, start)
+        high = bisect.bisect_right(self._starts, end)
+        if low < high:
+            start = min(start, self._starts[low])
+            end = max(end, self._ends[high - 1])
+        self._starts[low:high] = [start]
+        self._ends[low:high] = [end]
+
+    def find(self, size: int, low: int, high: int, near: int) -> int | None:
+        """The start of a free range of `size` bytes within [low, high), as near
+        to `near` as can be, page aligned; None where there is none."""
+        best: int | None = None
+        for gap_start, gap_end in self._gaps(low, high):
+            start = -(-gap_start // PAGE) * PAGE
+            last = (gap_end - size) // PAGE * PAGE
+            if last < start:
+                continue
+            candidate = min(max(near // PAGE * PAGE, start), last)
+            if best is None or abs(candidate - near) < abs(best - near):
+                best = candidate
+        return best
+
+    def _gaps(self, low: int, high: int) -> Iterable[tuple[int, int]]:
+        index = max(bisect.bisect_right(self._starts, low) - 1, 0)
+        for position in range(index, len(self._starts) - 1):
+            start = max(self._ends[position], low)
+            end = min(self._starts[position + 1], high)
+            if start < end:
+                yield start, end
+            if self._starts[position + 1] >= high:
+                return
+
+
+def stack_low(mappings: Sequence[Mapping], sp: int) -> int | None:
+    """The lowest usable address of the stack that `sp` is in.
+
+    Returns:
+        None where `sp` is in no writable private memory. The main stack grows
+        on demand, so its low end is below its mapping.
+    """
+    index = bisect.bisect_right(mappings, sp, key=lambda mapping: mapping.start) - 1
+    if index < 0:
+        return None
+    mapping = mappings[index]
+    if not mapping.start <= sp < mapping.end or "w" not in mapping.flags or mapping.is_shared:
+        return None
+    if mapping.name == "[stack]":
+        floor = mappings[index - 1].end if index else 0
+        return max(mapping.start - (1 << 20), floor + _STACK_GUARD)
+    return mapping.start

@@ -1,0 +1,149 @@
+"""System calls performed by a thread of the target."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from uftrace_agent.errors import AgentError, BusyTargetError, EngineFaultError
+from uftrace_agent.process.address_space import Mapping, read_mappings, stack_low
+from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.threads import ThreadState, remote_call_candidates
+from uftrace_agent.runtime.host_library import CCall, CLook, CRemote, error_for, library
+
+# x86-64: `syscall; ret`, and glibc's and musl's signal restorer
+# (`mov $15, %rax; syscall`), which are in every libc and static program.
+_GADGET = b"\x0f\x05\xc3"
+_RESTORERS = (
+    b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05",
+    b"\xb8\x0f\x00\x00\x00\x0f\x05",
+)
+_DEADLINE_NS = 2_000_000_000
+_ROUNDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """An argument that points to bytes the target does not have: they are put
+    on the calling thread's stack for the length of the call."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteCall:
+    """A system call: its number and up to six arguments."""
+
+    number: int
+    args: tuple[int | Scratch, ...]
+
+
+class RemoteCaller:
+    """Performs system calls in a process, each batch in one short stop of one thread.
+
+    The thread restores itself if the agent dies meanwhile; it sees no EINTR
+    and no lost signal (host/remote.c).
+    """
+
+    def __init__(self, memory: ProcessMemory) -> None:
+        self._memory = memory
+        self._pid = memory.pid
+        self._gadget = 0
+        self._restorer = 0
+        self.longest_pause_ns = 0
+
+    def call(self, calls: Sequence[RemoteCall]) -> list[int]:
+        """Perform `calls` in order.
+
+        Returns:
+            Their results, negative errno included.
+
+        Raises:
+            TargetGoneError: The process ended.
+            ForbiddenError: Tracing is not allowed.
+            BusyTargetError: No thread could be used in time.
+        """
+        if not self._gadget:
+            self._find_gadgets()
+        failure: AgentError | None = None
+        for _ in range(_ROUNDS):
+            mappings = read_mappings(self._pid)
+            for thread in remote_call_candidates(self._pid):
+                code, results = self._try_thread(thread, mappings, calls)
+                if code == 0:
+                    return results
+                if results:
+                    raise EngineFaultError(
+                        f"process {self._pid} performed only {len(results)} of {len(calls)} "
+                        f"injected calls: {os.strerror(-code)}"
+                    )
+                failure = error_for(code, self._pid, "preparing a remote call")
+                if -code not in (errno.EAGAIN, errno.ENOSPC, errno.ESRCH, errno.ETIMEDOUT):
+                    raise failure
+        if isinstance(failure, EngineFaultError) or failure is None:
+            raise BusyTargetError(
+                f"no thread of process {self._pid} has a stack that can be used now",
+                reason="NO_SAFE_THREAD",
+                hint="try again; programs whose threads all run on tiny stacks cannot be attached",
+            )
+        raise failure
+
+    def _try_thread(
+        self, thread: ThreadState, mappings: Sequence[Mapping], calls: Sequence[RemoteCall]
+    ) -> tuple[int, list[int]]:
+        look = CLook(pid=self._pid, tid=thread.tid, sp=thread.sp, deadline_nanos=_DEADLINE_NS)
+        if not thread.sp:
+            code = library().uh_look(ctypes.byref(look))
+            if code:
+                return code, []
+        low = stack_low(mappings, look.sp)
+        if low is None:
+            return -errno.ENOSPC, []
+        scratch = bytearray()
+        array = (CCall * len(calls))()
+        for row, call in zip(array, calls, strict=True):
+            row.number = call.number
+            for index, arg in enumerate(call.args):
+                if isinstance(arg, Scratch):
+                    row.args[index] = len(scratch)
+                    row.scratch_mask |= 1 << index
+                    scratch += arg.data.ljust(-(-len(arg.data) // 16) * 16, b"\0")
+                else:
+                    row.args[index] = arg & (1 << 64) - 1
+        remote = CRemote(
+            pid=self._pid,
+            tid=thread.tid,
+            mem_fd=self._memory.fd,
+            call_count=len(calls),
+            calls=array,
+            gadget=self._gadget,
+            restorer=self._restorer,
+            stack_low=low,
+            scratch=bytes(scratch),
+            scratch_bytes=len(scratch),
+            deadline_nanos=_DEADLINE_NS,
+        )
+        code = library().uh_remote_calls(ctypes.byref(remote))
+        self.longest_pause_ns = max(self.longest_pause_ns, remote.pause_nanos)
+        return code, [row.result for row in array[: remote.calls_done]]
+
+    def _find_gadgets(self) -> None:
+        for mapping in read_mappings(self._pid):
+            if not mapping.is_executable or not mapping.inode:
+                continue
+            code = self._memory.read_some(mapping.start, mapping.end - mapping.start)
+            if not self._gadget and (at := code.find(_GADGET)) >= 0:
+                self._gadget = mapping.start + at
+            for restorer in _RESTORERS:
+                if not self._restorer and (at := code.find(restorer)) >= 0:
+                    self._restorer = mapping.start + at
+            if self._gadget and self._restorer:
+                return
+        raise EngineFaultError(
+            f"process {self._pid} has no code that could make a system call for the agent",
+            reason="NO_SYSCALL_GADGET",
+            hint="programs without a C library cannot be attached yet",
+        )

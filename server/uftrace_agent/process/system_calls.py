@@ -1,0 +1,37 @@
+"""Numbers of the system calls that the agent has performed by a target's thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class SystemCallNumbers:
+    """One architecture's numbers (arch/*/entry/syscalls in the kernel)."""
+
+    mmap: int
+    mprotect: int
+    munmap: int
+    madvise: int
+    memfd_create: int
+    close: int
+
+
+X86_64: Final = SystemCallNumbers(
+    mmap=9, mprotect=10, munmap=11, madvise=28, memfd_create=319, close=3
+)
+
+PROT_NONE: Final = 0
+PROT_READ: Final = 1
+PROT_WRITE: Final = 2
+PROT_EXEC: Final = 4
+MAP_SHARED: Final = 0x01
+MAP_PRIVATE: Final = 0x02
+MAP_ANONYMOUS: Final = 0x20
+MAP_NORESERVE: Final = 0x4000
+MAP_FIXED_NOREPLACE: Final = 0x100000
+MADV_DONTDUMP: Final = 16
+MADV_WIPEONFORK: Final = 18
+MFD_CLOEXEC: Final = 1
+MFD_ALLOW_SEALING: Final = 2

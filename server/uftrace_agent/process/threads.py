@@ -1,0 +1,114 @@
+"""The threads of a process, and which of them may lend itself to a remote call."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from uftrace_agent.errors import TargetGoneError
+
+
+class Suitability(IntEnum):
+    """How little a thread would notice of being used; lower is better."""
+
+    RUNNING = 0
+    RESTARTABLE_CALL = 1
+    REPAIRED_CALL = 2
+    STOPPED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadState:
+    """What /proc says of a thread without touching it.
+
+    Attributes:
+        tid: Thread id.
+        state: The letter of /proc/PID/task/TID/stat.
+        call: Number of the system call it is blocked in, or None while it runs.
+        sp: Stack pointer, where it is blocked.
+        pc: Program counter, where it is blocked.
+    """
+
+    tid: int
+    state: str
+    call: int | None = None
+    sp: int = 0
+    pc: int = 0
+
+
+# x86-64 calls that end with EINTR after any stop: used only when nothing else
+# is there, since the agent must make them be entered again (H69).
+_NOT_RESTARTED = frozenset({232, 281, 441, 65, 220, 128, 208, 333, 45, 47, 299, 69, 70, 43, 288})
+
+
+def thread_ids(pid: int) -> list[int]:
+    """The thread ids, by rising number.
+
+    Raises:
+        TargetGoneError: The process is gone.
+    """
+    try:
+        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TargetGoneError(f"process {pid} is gone") from error
+
+
+def thread_state(pid: int, tid: int) -> ThreadState | None:
+    """What the thread does now; None where it has ended."""
+    base = Path(f"/proc/{pid}/task/{tid}")
+    try:
+        state = base.joinpath("stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+        text = base.joinpath("syscall").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.split()
+    if fields[0] == "running":
+        return ThreadState(tid, state)
+    return ThreadState(
+        tid,
+        state,
+        call=int(fields[0]),
+        sp=int(fields[-2], 16),
+        pc=int(fields[-1], 16),
+    )
+
+
+def thread_name(pid: int, tid: int) -> str:
+    """The name a thread gave itself; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/task/{tid}/comm").read_text(errors="replace").rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def remote_call_candidates(pid: int) -> list[ThreadState]:
+    """Threads that could perform a system call for the agent, best first."""
+    states = [thread_state(pid, tid) for tid in thread_ids(pid)]
+    usable = [state for state in states if state and state.state not in "ZXD"]
+    return sorted(usable, key=_suitability)
+
+
+def _suitability(thread: ThreadState) -> tuple[Suitability, int]:
+    if thread.state in "tT":
+        return Suitability.STOPPED, thread.tid
+    if thread.call is None or thread.call == -1:
+        return Suitability.RUNNING, thread.tid
+    if thread.call in _NOT_RESTARTED:
+        return Suitability.REPAIRED_CALL, thread.tid
+    return Suitability.RESTARTABLE_CALL, thread.tid
+
+
+def status_field(pid: int, name: str, tid: int | None = None) -> str | None:
+    """One line of /proc/PID/status (or of a thread's); None where it is not there."""
+    path = f"/proc/{pid}/task/{tid}/status" if tid is not None else f"/proc/{pid}/status"
+    try:
+        text = Path(path).read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+    return None

@@ -1,0 +1,136 @@
+"""Reading the rings that a target writes."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from uftrace_agent.runtime.host_library import CDrain, CRun, library
+from uftrace_agent.runtime.layout import RECORD_BYTES, RING_HEADER_BYTES, define
+
+_RUNS: Final = 4096
+_OWNER: Final = define("RING_OWNER") // 8
+_LOST: Final = define("RING_LOST") // 8
+_USED: Final = define("RING_USED")
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Records taken out of the rings.
+
+    Attributes:
+        threads: Packed 16-byte records by thread id, in the order written.
+        count: Records in all.
+        more: The buffer was too small; call again.
+        watermark_ticks: Without `more`: all records from before are taken.
+    """
+
+    threads: dict[int, list[bytes]]
+    count: int
+    more: bool
+    watermark_ticks: int
+
+
+class RingReader:
+    """The agent's own mapping of a session's rings: it outlives the target.
+
+    Args:
+        fd: The shared file; not kept.
+        data_offset: Where ring data begin.
+        ring_bytes: Size of one ring.
+        ring_count: Number of rings; ring 0 is the shared one.
+        buffer_bytes: How much is taken at once.
+    """
+
+    def __init__(
+        self, fd: int, data_offset: int, ring_bytes: int, ring_count: int, buffer_bytes: int
+    ) -> None:
+        total = data_offset + ring_count * ring_bytes
+        self._map = mmap.mmap(fd, total, mmap.MAP_SHARED)
+        anchor = ctypes.c_char.from_buffer(self._map)
+        base = ctypes.addressof(anchor)
+        del anchor  # the address stays; a live export would forbid closing
+        self._headers: npt.NDArray[np.uint64] = np.frombuffer(
+            self._map, "<u8", ring_count * RING_HEADER_BYTES // 8
+        ).reshape(ring_count, RING_HEADER_BYTES // 8)
+        self._buffer = bytearray(buffer_bytes)
+        self._view = memoryview(self._buffer)
+        self._runs = (CRun * _RUNS)()
+        self._tids = (ctypes.c_int32 * ring_count)()
+        self._base = base
+        self._drain = CDrain(
+            headers=base,
+            data=base + data_offset,
+            ring_bytes=ring_bytes,
+            ring_count=ring_count,
+            run_capacity=_RUNS,
+            out=ctypes.addressof((ctypes.c_char * buffer_bytes).from_buffer(self._buffer)),
+            out_bytes=buffer_bytes,
+            runs=self._runs,
+            tids=self._tids,
+        )
+
+    def drain(self, *, target_is_gone: bool = False) -> Drained:
+        """Take what is there, up to the buffer's size.
+
+        Args:
+            target_is_gone: Records that were begun and never finished are
+                passed over.
+        """
+        drain = self._drain
+        drain.skip_holes = int(target_is_gone)
+        library().uh_drain_rings(ctypes.byref(drain))
+        threads: dict[int, list[bytes]] = {}
+        view = self._view
+        for run in self._runs[: drain.run_count]:
+            start = run.offset
+            data = bytes(view[start : start + run.records * RECORD_BYTES])
+            threads.setdefault(run.tid, []).append(data)
+        return Drained(
+            threads, drain.used // RECORD_BYTES, bool(drain.more), int(drain.last_ticks)
+        )
+
+    def discard(self) -> int:
+        """Throw away what is there; how many records that were."""
+        count = 0
+        while True:
+            drained = self.drain()
+            count += drained.count
+            if not drained.more:
+                return count
+
+    def lost(self) -> tuple[int, dict[int, int]]:
+        """Records lost so far: in the shared ring, and by thread where rings were full."""
+        lost = self._headers[:, _LOST]
+        owners = self._headers[:, _OWNER]
+        by_thread: dict[int, int] = {}
+        for index in np.flatnonzero(lost[1:]).tolist():
+            tid = int(owners[index + 1]) & 0xFFFF_FFFF
+            by_thread[tid] = by_thread.get(tid, 0) + int(lost[index + 1])
+        return int(lost[0]), by_thread
+
+    def lost_total(self) -> int:
+        """Records lost so far, in all."""
+        return int(self._headers[:, _LOST].sum())
+
+    def retire(self, living: Collection[int]) -> None:
+        """Offer the rings of threads that have ended to new threads.
+
+        Call it right after a drain that left nothing.
+        """
+        for index, owner in enumerate(self._headers[:, _OWNER].tolist()):
+            tid, state = owner & 0xFFFF_FFFF, owner >> 32
+            if index and state == _USED and tid not in living:
+                library().uh_retire_ring(self._base, index, tid)
+
+    def close(self) -> None:
+        """Unmap."""
+        self._headers = np.zeros((0, 0), "u8")
+        self._view.release()
+        self._map.close()

@@ -1,0 +1,176 @@
+"""The RPCs: read the request, call the session layer, write the response.
+
+Errors pass through: `status` gives them their form. Changes go through
+`changes`, which does each of them once and writes them down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from uftrace.agent.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    event_pb2,
+    process_pb2,
+    session_pb2,
+    tracepoint_pb2,
+)
+from uftrace_agent.errors import InvalidRequestError, NoSuchProcessError
+from uftrace_agent.process import listing
+from uftrace_agent.process.identity import resolve
+from uftrace_agent.process.listing import ProcessDescription
+from uftrace_agent.recording.clock import TickClock
+from uftrace_agent.rpc import convert
+from uftrace_agent.rpc.agent_info import agent_info
+from uftrace_agent.rpc.changes import Changes, owner_of
+from uftrace_agent.rpc.handlers import Context
+from uftrace_agent.rpc.session_layer import SessionLayer
+from uftrace_agent.session.types import ProcessId
+
+# C++ names reach some KiB: this many fit into a client's default 4 MiB.
+_FUNCTIONS_PER_MESSAGE = 500
+
+
+class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
+    """`uftrace.agent.v1.AgentService`; agent.proto says what each RPC does.
+
+    Args:
+        sessions: The session layer.
+        changes: Through which every change goes.
+    """
+
+    def __init__(self, sessions: SessionLayer, changes: Changes) -> None:
+        self._sessions = sessions
+        self._changes = changes
+        self._clock = TickClock()
+
+    async def GetAgentInfo(
+        self, request: agent_pb2.GetAgentInfoRequest, context: Context
+    ) -> agent_pb2.GetAgentInfoResponse:
+        return agent_info(len(self._sessions.sessions()), self._clock.anchor())
+
+    async def ListProcesses(
+        self, request: process_pb2.ListProcessesRequest, context: Context
+    ) -> process_pb2.ListProcessesResponse:
+        found = await asyncio.to_thread(
+            listing.list_processes, request.name_contains, request.include_unattachable
+        )
+        return process_pb2.ListProcessesResponse(
+            processes=[
+                convert.process_info(
+                    description, self._sessions.session_of(description.process.pid)
+                )
+                for description in found
+            ]
+        )
+
+    async def ListFunctions(
+        self, request: tracepoint_pb2.ListFunctionsRequest, context: Context
+    ) -> AsyncIterator[tracepoint_pb2.ListFunctionsResponse]:
+        process = resolve(convert.process_id(request.process))
+        match_count, plans = await self._sessions.list_functions(
+            process, tuple(request.patterns), request.explain, request.limit
+        )
+        yield tracepoint_pb2.ListFunctionsResponse(
+            match_count=match_count,
+            functions=map(convert.function_info, plans[:_FUNCTIONS_PER_MESSAGE]),
+        )
+        for begin in range(_FUNCTIONS_PER_MESSAGE, len(plans), _FUNCTIONS_PER_MESSAGE):
+            chunk = plans[begin : begin + _FUNCTIONS_PER_MESSAGE]
+            yield tracepoint_pb2.ListFunctionsResponse(functions=map(convert.function_info, chunk))
+
+    async def Attach(
+        self, request: session_pb2.AttachRequest, context: Context
+    ) -> session_pb2.AttachResponse:
+        named = convert.process_id(request.process)
+        options = convert.recording_options(request.recording)
+        owner = request.owner or owner_of(context)
+
+        async def attach() -> session_pb2.AttachResponse:
+            process = resolve(named)
+            outcome = await self._sessions.attach(process, owner, options)
+            return convert.attach_response(outcome, _describe(process))
+
+        return await self._changes.make(context, request, f"pid {named.pid}", attach)
+
+    async def Detach(
+        self, request: session_pb2.DetachRequest, context: Context
+    ) -> session_pb2.DetachResponse:
+        session_id = _session_id(request.session_id)
+
+        async def detach() -> session_pb2.DetachResponse:
+            return convert.detach_response(await self._sessions.detach(session_id))
+
+        return await self._changes.make(context, request, f"session {session_id}", detach)
+
+    async def Patch(
+        self, request: tracepoint_pb2.PatchRequest, context: Context
+    ) -> tracepoint_pb2.PatchResponse:
+        session_id = _session_id(request.session_id)
+        order = convert.patch_order(request, owner_of(context))
+
+        async def patch() -> tracepoint_pb2.PatchResponse:
+            return convert.patch_response(await self._sessions.patch(session_id, order))
+
+        return await self._changes.make(context, request, f"session {session_id}", patch)
+
+    async def Unpatch(
+        self, request: tracepoint_pb2.UnpatchRequest, context: Context
+    ) -> tracepoint_pb2.UnpatchResponse:
+        session_id = _session_id(request.session_id)
+        patterns, writer = tuple(request.patterns), convert.writer(request.writer)
+
+        async def unpatch() -> tracepoint_pb2.UnpatchResponse:
+            outcome = await self._sessions.unpatch(session_id, patterns, writer)
+            return convert.unpatch_response(outcome)
+
+        return await self._changes.make(context, request, f"session {session_id}", unpatch)
+
+    async def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: Context
+    ) -> session_pb2.ListSessionsResponse:
+        return session_pb2.ListSessionsResponse(
+            sessions=[
+                convert.session(info, _describe(info.process)) for info in self._sessions.sessions()
+            ]
+        )
+
+    async def ListTracepoints(
+        self, request: tracepoint_pb2.ListTracepointsRequest, context: Context
+    ) -> tracepoint_pb2.ListTracepointsResponse:
+        tracepoints = self._sessions.tracepoints(_session_id(request.session_id))
+        return tracepoint_pb2.ListTracepointsResponse(
+            tracepoints=map(convert.tracepoint, tracepoints)
+        )
+
+    async def StreamEvents(
+        self, request: event_pb2.StreamEventsRequest, context: Context
+    ) -> AsyncIterator[event_pb2.StreamEventsResponse]:
+        batches = self._sessions.stream(
+            _session_id(request.session_id), request.after_sequence, request.include_buffered
+        )
+        try:
+            async for batch in batches:
+                yield convert.events(batch)
+        finally:
+            # A client that leaves between two batches leaves the generator
+            # waiting: the session must not count it as a reader any longer.
+            if isinstance(batches, AsyncGenerator):
+                await batches.aclose()
+
+
+def _session_id(text: str) -> str:
+    if not text:
+        raise InvalidRequestError(
+            "the request names no session", hint="attach first; the answer holds the session's id"
+        )
+    return text
+
+
+def _describe(process: ProcessId) -> ProcessDescription | None:
+    try:
+        return listing.describe(resolve(process).pid)
+    except NoSuchProcessError:
+        return None

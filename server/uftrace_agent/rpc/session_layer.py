@@ -1,0 +1,75 @@
+"""What the service asks of the session layer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from uftrace_agent.engine.model import Writer
+from uftrace_agent.session.types import (
+    AttachOutcome,
+    DetachOutcome,
+    EventBatch,
+    FunctionPlan,
+    PatchOrder,
+    PatchOutcome,
+    ProcessId,
+    RecordingOptions,
+    SessionInfo,
+    TracepointInfo,
+)
+
+
+class SessionLayer(Protocol):
+    """`session.manager.SessionManager`, as far as the service knows it.
+
+    Every method may raise an `AgentError`, which becomes the RPC's status.
+    """
+
+    async def attach(
+        self, process: ProcessId, owner: str, options: RecordingOptions
+    ) -> AttachOutcome:
+        """Hold a process, or join the session that holds it."""
+        ...
+
+    async def detach(self, session_id: str) -> DetachOutcome:
+        """Leave the process as it was."""
+        ...
+
+    async def patch(self, session_id: str, order: PatchOrder) -> PatchOutcome:
+        """Enable tracepoints."""
+        ...
+
+    async def unpatch(
+        self, session_id: str, patterns: Sequence[str], writer: Writer
+    ) -> PatchOutcome:
+        """Disable tracepoints; no patterns means all."""
+        ...
+
+    async def list_functions(
+        self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int
+    ) -> tuple[int, Sequence[FunctionPlan]]:
+        """Return how many functions match, and those within the limit (0: all)."""
+        ...
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions, oldest first."""
+        ...
+
+    def session_of(self, pid: int) -> str:
+        """The session that holds a process, or an empty string."""
+        ...
+
+    def tracepoints(self, session_id: str) -> list[TracepointInfo]:
+        """The enabled functions by rising function id."""
+        ...
+
+    def stream(
+        self, session_id: str, after_sequence: int, include_buffered: bool
+    ) -> AsyncIterator[EventBatch]:
+        """The session's batches, until it ends."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Detach every session; streams end with their last batch."""
+        ...

@@ -1,0 +1,112 @@
+/* arch_host.h - registers, per machine, behind one set of functions. */
+#ifndef UH_ARCH_HOST_H
+#define UH_ARCH_HOST_H
+
+#include <elf.h>
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+
+#if defined(__x86_64__)
+struct uh_registers {
+	struct user_regs_struct user;
+};
+
+static inline uint64_t uh_ticks(void)
+{
+	uint32_t low, high;
+
+	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+	return low | (uint64_t)high << 32;
+}
+
+static inline uint64_t uh_pc(const struct uh_registers *r) { return r->user.rip; }
+static inline uint64_t uh_sp(const struct uh_registers *r) { return r->user.rsp; }
+static inline uint64_t uh_thread_pointer(const struct uh_registers *r) { return r->user.fs_base; }
+static inline int uh_is_native(const struct uh_registers *r) { return r->user.cs == 0x33; }
+
+/* Calls that the kernel does not restart after a stop, and that lose nothing
+ * by being entered again (signal(7), "Interruption of system calls"). */
+static inline int uh_call_was_interrupted(const struct uh_registers *r)
+{
+	if ((long)r->user.rax != -EINTR)
+		return 0;
+	switch (r->user.orig_rax) {
+	case SYS_epoll_wait:
+	case SYS_epoll_pwait:
+	case SYS_epoll_pwait2:
+	case SYS_semop:
+	case SYS_semtimedop:
+	case SYS_rt_sigtimedwait:
+	case SYS_io_getevents:
+	case SYS_io_pgetevents:
+	case SYS_msgrcv:
+	case SYS_msgsnd:
+	case SYS_accept:
+	case SYS_accept4:
+	case SYS_recvfrom:
+	case SYS_recvmsg:
+	case SYS_recvmmsg:
+	case SYS_sendto:
+	case SYS_sendmsg:
+	case SYS_read:
+	case SYS_readv:
+	case SYS_write:
+	case SYS_writev:
+	case SYS_io_uring_enter:
+		return 1;
+	default:
+		return 0;
+	}
+}
+
+static inline void uh_reenter_call(struct uh_registers *r)
+{
+	r->user.rax = r->user.orig_rax;
+	r->user.rip -= 2; /* 0f 05 */
+	r->user.orig_rax = -1;
+}
+#elif defined(__aarch64__)
+struct uh_registers {
+	struct user_regs_struct user;
+	int32_t call;
+};
+
+static inline uint64_t uh_ticks(void)
+{
+	uint64_t ticks;
+
+	__asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
+	return ticks;
+}
+
+static inline uint64_t uh_pc(const struct uh_registers *r) { return r->user.pc; }
+static inline uint64_t uh_sp(const struct uh_registers *r) { return r->user.sp; }
+static inline uint64_t uh_thread_pointer(const struct uh_registers *r) { (void)r; return 0; }
+static inline int uh_is_native(const struct uh_registers *r) { return !(r->user.pstate & 0x10); }
+static inline int uh_call_was_interrupted(const struct uh_registers *r) { (void)r; return 0; }
+static inline void uh_reenter_call(struct uh_registers *r) { (void)r; }
+#else
+#error "no host runtime for this machine"
+#endif
+
+static inline int uh_get_registers(pid_t tid, struct uh_registers *registers)
+{
+	struct iovec io = { &registers->user, sizeof registers->user };
+
+	return ptrace(PTRACE_GETREGSET, tid, NT_PRSTATUS, &io) ? -errno : 0;
+}
+
+static inline int uh_set_registers(pid_t tid, const struct uh_registers *registers)
+{
+	struct iovec io = { (void *)&registers->user, sizeof registers->user };
+
+	return ptrace(PTRACE_SETREGSET, tid, NT_PRSTATUS, &io) ? -errno : 0;
+}
+
+#endif

@@ -1,0 +1,161 @@
+/* drain.c - taking records out of the rings that the target shares with us. */
+#include "host.h"
+
+#include <time.h>
+
+#include "../target/annex.h"
+#include "arch_host.h"
+
+struct ring {
+	uint64_t owner;
+	uint64_t lost;
+	uint64_t shared_head;
+	uint64_t thread;
+	uint64_t pad[4];
+	uint64_t tail;
+	uint64_t pad2[7];
+};
+
+_Static_assert(sizeof(struct ring) == UF_RING_HEADER_BYTES, "ring header");
+
+/* A run of records of one thread in the output. */
+struct uh_run {
+	int32_t tid;
+	uint32_t records;
+	uint64_t offset; /* in the output, bytes */
+};
+
+struct uh_drain {
+	uint8_t *headers;
+	uint8_t *data;
+	uint64_t ring_bytes;
+	uint32_t ring_count;
+	uint32_t run_capacity;
+	uint8_t *out;
+	uint64_t out_bytes;
+	struct uh_run *runs;
+	int32_t *tids; /* by ring: the thread of the next record; kept between calls */
+	uint32_t next_ring; /* where to go on, so that no ring starves */
+	uint32_t skip_holes; /* the target is gone: records never committed are passed over */
+	/* out: */
+	uint64_t used;
+	uint32_t run_count;
+	uint32_t more; /* the output was too small for all */
+	uint64_t last_ticks;
+	uint64_t holes;
+};
+
+/* Copy what ring `index` holds. */
+static void drain_ring(struct uh_drain *d, uint32_t index)
+{
+	struct ring *ring = (struct ring *)(d->headers + index * UF_RING_HEADER_BYTES);
+	const uint8_t *data = d->data + index * d->ring_bytes;
+	const uint64_t size = d->ring_bytes;
+	uint64_t position = ring->tail;
+	const uint64_t limit = position + size;
+	struct uh_run *run = 0;
+
+	while (position < limit) {
+		const uint64_t *record = (const uint64_t *)(data + (position & (size - 1)));
+		uint64_t word = __atomic_load_n(&record[1], __ATOMIC_ACQUIRE), ticks;
+
+		if ((word & 1) != !(position & size)) {
+			/* Not written yet. In a dead target a hole stays one. */
+			const uint64_t *next = (const uint64_t *)(data + ((position + 16) & (size - 1)));
+
+			if (d->skip_holes && position + 16 < limit &&
+			    (next[1] & 1) == !((position + 16) & size) && next[1]) {
+				d->holes++;
+				position += 16;
+				continue;
+			}
+			break;
+		}
+		ticks = record[0];
+		if ((word >> UF_KIND_SHIFT & 7) == UF_KIND_THREAD) {
+			d->tids[index] = word >> UF_KEY_SHIFT;
+			run = 0;
+			position += 16;
+			continue;
+		}
+		if (!run || run->tid != d->tids[index]) {
+			if (d->run_count == d->run_capacity) {
+				d->more = 1;
+				break;
+			}
+			run = &d->runs[d->run_count++];
+			run->tid = d->tids[index];
+			run->records = 0;
+			run->offset = d->used;
+		}
+		if (d->used + 16 > d->out_bytes) {
+			if (!run->records)
+				d->run_count--;
+			d->more = 1;
+			break;
+		}
+		((uint64_t *)(d->out + d->used))[0] = ticks;
+		((uint64_t *)(d->out + d->used))[1] = word & ~1ull;
+		d->used += 16;
+		run->records++;
+		position += 16;
+	}
+	__atomic_store_n(&ring->tail, position, __ATOMIC_RELEASE);
+}
+
+/* Take what the rings hold, as far as the output goes. */
+UH_API int uh_drain_rings(struct uh_drain *d)
+{
+	d->used = 0;
+	d->run_count = 0;
+	d->more = 0;
+	d->last_ticks = uh_ticks(); /* all records before this moment are taken, if nothing is left */
+	for (uint32_t i = 0; i < d->ring_count && !d->more; i++) {
+		uint32_t index = (d->next_ring + i) % d->ring_count;
+		struct ring *ring = (struct ring *)(d->headers + index * UF_RING_HEADER_BYTES);
+
+		if (index && !ring->owner)
+			continue;
+		drain_ring(d, index);
+		if (d->more)
+			d->next_ring = index;
+	}
+	return 0;
+}
+
+/* A dead thread's drained ring may go to another thread: 1 if it was given up. */
+UH_API int uh_retire_ring(uint8_t *headers, uint32_t index, int32_t tid)
+{
+	struct ring *ring = (struct ring *)(headers + index * UF_RING_HEADER_BYTES);
+	uint64_t used = (uint32_t)tid | (uint64_t)UF_RING_USED << 32;
+
+	return __atomic_compare_exchange_n(&ring->owner, &used,
+					   (uint32_t)tid | (uint64_t)UF_RING_RETIRED << 32, 0,
+					   __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+struct uh_anchor {
+	uint64_t ticks, monotonic, realtime;
+};
+
+/* One moment on three clocks: the tightest of some tries. */
+UH_API int uh_anchor(struct uh_anchor *anchor)
+{
+	uint64_t best = ~0ull;
+
+	for (int i = 0; i < 16; i++) {
+		struct timespec monotonic, realtime;
+		uint64_t before = uh_ticks(), after;
+
+		clock_gettime(CLOCK_MONOTONIC, &monotonic);
+		after = uh_ticks();
+		clock_gettime(CLOCK_REALTIME, &realtime);
+		if (after - before >= best)
+			continue;
+		best = after - before;
+		anchor->ticks = before + (after - before) / 2;
+		anchor->monotonic = monotonic.tv_sec * 1000000000ull + monotonic.tv_nsec;
+		anchor->realtime = realtime.tv_sec * 1000000000ull + realtime.tv_nsec;
+	}
+	return 0;
+}

@@ -1,0 +1,112 @@
+/* host.h - what the agent's native helpers share.
+ *
+ * Everything here runs inside the agent while a target (or a thread of it) is
+ * stopped, so that no target ever waits for the interpreter (H93). Functions
+ * return 0 or a negative errno; nothing is allocated while a thread is stopped.
+ */
+#ifndef UH_HOST_H
+#define UH_HOST_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#define UH_API __attribute__((visibility("default")))
+
+/* One changed span of code: at most 16 bytes. */
+struct uh_site {
+	uint64_t address;
+	uint8_t length;
+	uint8_t status; /* out: enum uh_site_status */
+	uint8_t pad[6];
+	uint8_t expected[16];
+	uint8_t wanted[16];
+};
+
+enum uh_site_status {
+	UH_SITE_UNTOUCHED = 0,
+	UH_SITE_WRITTEN = 1,
+	UH_SITE_CONFLICT = 2, /* neither the expected bytes nor the wanted ones */
+	UH_SITE_ALREADY = 3,  /* the wanted bytes were there */
+	UH_SITE_FAILED = 4,   /* the kernel refused the write */
+};
+
+/* Addresses in which no thread may be while the sites are written. */
+struct uh_range {
+	uint64_t start; /* first forbidden program counter */
+	uint64_t end;   /* first allowed one behind it */
+};
+
+struct uh_pause {
+	uint64_t longest_nanos;
+	int32_t longest_tid;
+	uint32_t threads;
+	uint32_t retries;
+	uint32_t frames; /* return addresses set back */
+};
+
+struct uh_stop {
+	int32_t pid;
+	int32_t mem_fd;
+	uint64_t deadline_nanos; /* for one attempt */
+	uint32_t attempts;
+	uint32_t site_count;
+	struct uh_site *sites; /* by rising address */
+	uint32_t range_count;
+	uint32_t pad;
+	const struct uh_range *ranges;
+	/* Set return addresses that are thunks back to the real ones: */
+	uint64_t thunks; /* 0: do not */
+	uint64_t thunk_span;
+	const uint64_t *slots; /* a copy of the table, 2 words a slot */
+	const struct uh_range *stacks; /* writable memory, by rising address */
+	uint32_t stack_count;
+	uint32_t pad2;
+	struct uh_pause pause; /* out */
+};
+
+struct uh_call {
+	int64_t number;
+	uint64_t args[6];
+	uint32_t scratch_mask; /* bit i: args[i] is an offset into the scratch bytes */
+	uint32_t pad;
+	int64_t result; /* out */
+};
+
+struct uh_remote {
+	int32_t pid;
+	int32_t tid;
+	int32_t mem_fd;
+	uint32_t call_count;
+	struct uh_call *calls;
+	uint64_t gadget;   /* `syscall; ret` in the target */
+	uint64_t restorer; /* code that calls rt_sigreturn */
+	uint64_t stack_low; /* lowest address that the frame may use; 0: none known */
+	const uint8_t *scratch;
+	uint32_t scratch_bytes;
+	uint32_t calls_done; /* out */
+	uint64_t deadline_nanos;
+	uint64_t pause_nanos; /* out */
+};
+
+uint64_t uh_now(void);
+
+/* One stopped thread, and what its resumption needs. */
+struct uh_tracee {
+	pid_t tid;
+	int signal; /* to be delivered on resumption, or 0 */
+	uint64_t stopped_at;
+	uint64_t pc;
+	uint64_t sp;
+};
+
+int uh_run_as_tracer(int (*run)(void *), void *argument);
+int uh_seize(pid_t tid, unsigned long options);
+int uh_await_stop(pid_t tid, uint64_t deadline, int *signal);
+void uh_detach(pid_t tid, int signal);
+int uh_repair_interrupted_call(pid_t pid, pid_t tid);
+int uh_touch(int mem_fd, const struct uh_site *sites, uint32_t count);
+int uh_write_sites(int mem_fd, struct uh_site *sites, uint32_t count);
+int uh_read_exact(int fd, void *data, size_t size, uint64_t address);
+int uh_write_exact(int fd, const void *data, size_t size, uint64_t address);
+
+#endif

@@ -1,0 +1,332 @@
+/* remote.c - system calls by a thread of the target, self-restoring.
+ *
+ * The thread's whole state is put in a signal frame on its own stack before
+ * anything of it is changed, and every injected `syscall; ret` returns into
+ * rt_sigreturn. If this process is killed at any instruction, the thread
+ * restores itself (H68, H72; measured in research as SROP). No byte of code is
+ * written, no libc function is called in the thread (H74).
+ */
+#include "host.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "arch_host.h"
+
+#if defined(__x86_64__)
+
+#define XSTATE_MAX 16384
+/* Offset of the software-reserved bytes in the legacy FXSAVE area. */
+#define SW_RESERVED 464
+
+#define MAGIC1 0x46505853u
+#define MAGIC2 0x46505845u
+
+/* struct _fpx_sw_bytes of <asm/sigcontext.h>, which cannot stand beside
+ * <signal.h>. */
+struct software_bytes {
+	uint32_t magic1;
+	uint32_t extended_size;
+	uint64_t xfeatures;
+	uint32_t xstate_size;
+	uint32_t padding[7];
+};
+
+struct frame {
+	uint64_t restorer; /* what the injected `ret` returns to */
+	struct {
+		uint64_t flags, link;
+		struct {
+			uint64_t sp;
+			int32_t flags;
+			int32_t pad;
+			uint64_t size;
+		} stack;
+		struct {
+			uint64_t r8, r9, r10, r11, r12, r13, r14, r15, di, si, bp, bx, dx, ax, cx, sp,
+				ip, flags;
+			uint16_t cs, gs, fs, ss;
+			uint64_t err, trapno, oldmask, cr2, fpstate, reserved[8];
+		} mc;
+		uint64_t sigmask;
+	} uc;
+};
+
+struct work {
+	struct uh_remote *remote;
+	struct uh_registers original;
+	uint64_t frame_at;
+	uint64_t scratch_at;
+	uint64_t sigmask;
+	uint8_t xstate[XSTATE_MAX];
+	size_t xstate_size;
+	int withheld; /* a signal that came between the calls, to be sent again */
+};
+
+static int build_frame(struct work *w, struct frame *frame)
+{
+	struct user_regs_struct r = w->original.user;
+	struct software_bytes *sw = (void *)(w->xstate + SW_RESERVED);
+	/* A multiple of 8, with room for the magic word behind it. */
+	struct iovec io = { w->xstate, sizeof w->xstate - 8 };
+	const uint32_t magic2 = MAGIC2;
+	uint64_t features, fp_at, low;
+	pid_t tid = w->remote->tid;
+
+	if (ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &io))
+		return -errno;
+	if (ptrace(PTRACE_GETSIGMASK, tid, 8, &w->sigmask))
+		return -errno;
+	w->xstate_size = io.iov_len;
+	/* What sigreturn is to make of an interrupted call, as the kernel would
+	 * (arch/x86/kernel/signal.c, arch_do_signal_or_restart). */
+	if ((long)r.orig_rax >= 0) {
+		switch ((long)r.rax) {
+		case -512: /* ERESTARTSYS */
+		case -513: /* ERESTARTNOINTR */
+		case -514: /* ERESTARTNOHAND */
+			r.rax = r.orig_rax;
+			r.rip -= 2;
+			break;
+		case -516: /* ERESTART_RESTARTBLOCK: its block is gone after sigreturn */
+			r.rax = -EINTR;
+			break;
+		}
+	}
+	fp_at = (r.rsp - 128 - w->xstate_size - 64) & ~63ull;
+	w->frame_at = ((fp_at - sizeof *frame - 64) & ~15ull) - 8;
+	w->scratch_at = (w->frame_at - 1024 - w->remote->scratch_bytes) & ~15ull;
+	low = w->scratch_at - 1024;
+	if (low < w->remote->stack_low)
+		return -ENOSPC;
+
+	memcpy(&features, w->xstate + SW_RESERVED, 8); /* the kernel leaves XCR0 here */
+	memset(sw, 0, sizeof *sw);
+	sw->magic1 = MAGIC1;
+	sw->extended_size = w->xstate_size + 4;
+	sw->xfeatures = features;
+	sw->xstate_size = w->xstate_size;
+	memcpy(w->xstate + w->xstate_size, &magic2, 4);
+
+	memset(frame, 0, sizeof *frame);
+	frame->restorer = w->remote->restorer;
+	frame->uc.flags = 1 | 2 | 4; /* UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS */
+	frame->uc.stack.flags = SS_DISABLE;
+	frame->uc.mc.r8 = r.r8;
+	frame->uc.mc.r9 = r.r9;
+	frame->uc.mc.r10 = r.r10;
+	frame->uc.mc.r11 = r.r11;
+	frame->uc.mc.r12 = r.r12;
+	frame->uc.mc.r13 = r.r13;
+	frame->uc.mc.r14 = r.r14;
+	frame->uc.mc.r15 = r.r15;
+	frame->uc.mc.di = r.rdi;
+	frame->uc.mc.si = r.rsi;
+	frame->uc.mc.bp = r.rbp;
+	frame->uc.mc.bx = r.rbx;
+	frame->uc.mc.dx = r.rdx;
+	frame->uc.mc.ax = r.rax;
+	frame->uc.mc.cx = r.rcx;
+	frame->uc.mc.sp = r.rsp;
+	frame->uc.mc.ip = r.rip;
+	frame->uc.mc.flags = r.eflags;
+	frame->uc.mc.cs = r.cs;
+	frame->uc.mc.ss = r.ss;
+	frame->uc.mc.fpstate = fp_at;
+	frame->uc.sigmask = w->sigmask;
+	if (uh_write_exact(w->remote->mem_fd, w->xstate, w->xstate_size + 4, fp_at) ||
+	    uh_write_exact(w->remote->mem_fd, frame, sizeof *frame, w->frame_at))
+		return -EFAULT;
+	if (w->remote->scratch_bytes &&
+	    uh_write_exact(w->remote->mem_fd, w->remote->scratch, w->remote->scratch_bytes,
+			   w->scratch_at))
+		return -EFAULT;
+	return 0;
+}
+
+/* Run to the next system-call stop. All signals are blocked meanwhile but
+ * SIGKILL and SIGSTOP: the latter is withheld until the thread is let go. */
+static int next_syscall_stop(struct work *w, uint64_t deadline)
+{
+	pid_t tid = w->remote->tid;
+
+	for (;;) {
+		int signal, error;
+
+		if (ptrace(PTRACE_SYSCALL, tid, 0, 0))
+			return -errno;
+		do
+			error = uh_await_stop(tid, deadline, &signal);
+		while (error == -EAGAIN);
+		if (error || !signal)
+			return error;
+		w->withheld = signal;
+	}
+}
+
+static int inject(struct work *w, int64_t number, const uint64_t args[6], int64_t *result)
+{
+	struct uh_registers now = w->original;
+	uint64_t deadline = uh_now() + w->remote->deadline_nanos;
+	pid_t tid = w->remote->tid;
+	int error;
+
+	now.user.rax = number;
+	now.user.rdi = args[0];
+	now.user.rsi = args[1];
+	now.user.rdx = args[2];
+	now.user.r10 = args[3];
+	now.user.r8 = args[4];
+	now.user.r9 = args[5];
+	now.user.rip = w->remote->gadget;
+	now.user.rsp = w->frame_at;
+	now.user.orig_rax = -1; /* no restart of the interrupted call meanwhile */
+	error = uh_set_registers(tid, &now);
+	if (!error)
+		error = next_syscall_stop(w, deadline); /* entry */
+	if (!error)
+		error = next_syscall_stop(w, deadline); /* exit */
+	if (!error)
+		error = uh_get_registers(tid, &now);
+	if (!error)
+		*result = now.user.rax;
+	return error;
+}
+
+static int run(void *argument)
+{
+	static _Thread_local struct work w;
+	struct uh_remote *remote = argument;
+	uint64_t begin, ignored[6] = { 0 };
+	struct frame frame;
+	int64_t result;
+	sigset_t all;
+	int error, signal;
+
+	w.remote = remote;
+	w.withheld = 0;
+	error = uh_seize(remote->tid, PTRACE_O_TRACESYSGOOD);
+	if (error)
+		return error;
+	if (ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0))
+		return -errno;
+	do
+		error = uh_await_stop(remote->tid, uh_now() + remote->deadline_nanos, &signal);
+	while (error == -EAGAIN);
+	if (error)
+		return error; /* this thread's end detaches */
+	begin = uh_now();
+	if (signal) {
+		/* A signal of the program's own comes first. */
+		uh_detach(remote->tid, signal);
+		return -EAGAIN;
+	}
+	error = uh_get_registers(remote->tid, &w.original);
+	if (!error && !uh_is_native(&w.original))
+		error = -ENOEXEC;
+	if (!error)
+		error = build_frame(&w, &frame);
+	if (error) {
+		uh_repair_interrupted_call(remote->pid, remote->tid);
+		uh_detach(remote->tid, 0);
+		return error;
+	}
+
+	/* No signal handler may run on top of the injected calls. The frame holds
+	 * the real mask, so that the thread's own sigreturn restores it too. */
+	sigfillset(&all);
+	ptrace(PTRACE_SETSIGMASK, remote->tid, 8, &all);
+	/* sigreturn sets the alternate stack from the frame (H76): the first call
+	 * puts the real one there. */
+	ignored[1] = w.frame_at + 8 + 16;
+	error = inject(&w, SYS_sigaltstack, ignored, &result);
+	for (uint32_t i = 0; !error && i < remote->call_count; i++) {
+		struct uh_call *call = &remote->calls[i];
+		uint64_t args[6];
+
+		for (int k = 0; k < 6; k++)
+			args[k] = call->args[k] + (call->scratch_mask >> k & 1 ? w.scratch_at : 0);
+		error = inject(&w, call->number, args, &call->result);
+		if (!error)
+			remote->calls_done++;
+	}
+	ptrace(PTRACE_SETSIGMASK, remote->tid, 8, &w.sigmask);
+	if (error == -ESRCH)
+		return error;
+	/* Back to where it was, with orig_rax, so that the kernel restarts the call
+	 * that the stop interrupted: that happens on the way out of a stop in
+	 * get_signal, which one more INTERRUPT makes sure of. */
+	uh_set_registers(remote->tid, &w.original);
+	ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0);
+	if (!ptrace(PTRACE_CONT, remote->tid, 0, 0))
+		do
+			result = uh_await_stop(remote->tid, uh_now() + 1000000000ull, &signal);
+		while (result == -EAGAIN);
+	if (!signal)
+		uh_repair_interrupted_call(remote->pid, remote->tid);
+	uh_detach(remote->tid, signal);
+	remote->pause_nanos = uh_now() - begin;
+	if (w.withheld)
+		syscall(SYS_tgkill, remote->pid, remote->tid, w.withheld);
+	return error;
+}
+
+#else
+static int run(void *argument)
+{
+	(void)argument;
+	return -ENOSYS;
+}
+#endif
+
+/* Make `remote->tid` of the target perform the calls. 0; -EAGAIN: a signal was
+ * on its way, try again or take another thread; -ENOSPC: no room on its stack;
+ * -ETIMEDOUT, -ESRCH, -EPERM as for uh_stop_write. */
+UH_API int uh_remote_calls(struct uh_remote *remote)
+{
+	remote->calls_done = 0;
+	remote->pause_nanos = 0;
+	return uh_run_as_tracer(run, remote);
+}
+
+struct thread_look {
+	int32_t pid;
+	int32_t tid;
+	uint64_t pc, sp, thread_pointer;
+	uint64_t deadline_nanos;
+};
+
+static int look(void *argument)
+{
+	struct thread_look *l = argument;
+	struct uh_registers registers;
+	int error = uh_seize(l->tid, PTRACE_O_TRACESYSGOOD), signal;
+
+	if (error)
+		return error;
+	ptrace(PTRACE_INTERRUPT, l->tid, 0, 0);
+	do
+		error = uh_await_stop(l->tid, uh_now() + l->deadline_nanos, &signal);
+	while (error == -EAGAIN);
+	if (error)
+		return error;
+	error = uh_get_registers(l->tid, &registers);
+	l->pc = uh_pc(&registers);
+	l->sp = uh_sp(&registers);
+	l->thread_pointer = uh_thread_pointer(&registers);
+	if (!signal)
+		uh_repair_interrupted_call(l->pid, l->tid);
+	uh_detach(l->tid, signal);
+	return error;
+}
+
+/* The program counter, stack pointer and thread pointer of one thread. */
+UH_API int uh_look(struct thread_look *l)
+{
+	return uh_run_as_tracer(look, l);
+}

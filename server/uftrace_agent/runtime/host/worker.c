@@ -1,0 +1,44 @@
+/* worker.c - a thread for the length of one ptrace operation.
+ *
+ * ptrace binds a tracee to the tracing *thread*, and the kernel lets all its
+ * tracees go when that thread ends (kernel/ptrace.c, exit_ptrace; H71). So each
+ * operation gets a thread of its own: whatever goes wrong in it, nothing stays
+ * attached afterwards, not even a thread that could not be stopped.
+ */
+#include "host.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+
+struct job {
+	int (*run)(void *);
+	void *argument;
+	int result;
+};
+
+static void *work(void *argument)
+{
+	struct job *job = argument;
+
+	job->result = job->run(job->argument);
+	return 0;
+}
+
+int uh_run_as_tracer(int (*run)(void *), void *argument)
+{
+	struct job job = { run, argument, 0 };
+	sigset_t all, before;
+	pthread_t thread;
+	int error;
+
+	/* The agent's signals are for its main thread. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(&thread, 0, work, &job);
+	pthread_sigmask(SIG_SETMASK, &before, 0);
+	if (error)
+		return -error;
+	pthread_join(thread, 0);
+	return job.result;
+}

@@ -1,0 +1,84 @@
+/* annex.h - the layout of what the agent leaves in a target.
+ *
+ * The one source of these numbers: the assembler, the C of both runtimes and
+ * the agent (runtime/layout.py reads this file) take them from here. Only
+ * plain `#define UF_NAME number` lines and nothing derived, so that all three
+ * can read it.
+ */
+#ifndef UF_ANNEX_H
+#define UF_ANNEX_H
+
+#define UF_ANNEX_VERSION 1
+
+/* Parameter block at the start of every code region: constants of the session. */
+#define UF_PARAM_CONTROL 0
+#define UF_PARAM_DIRECTORY 8
+#define UF_PARAM_SLOTS 16
+#define UF_PARAM_THUNKS 24
+/* Offset of the tid from the thread pointer; negative where there is none. */
+#define UF_PARAM_TID_OFFSET 32
+#define UF_PARAM_RING_HEADERS 40
+#define UF_PARAM_RING_DATA 48
+#define UF_PARAM_RING_BYTES 56
+#define UF_PARAM_RING_COUNT 64
+/* Offset of the FDE behind its CIE in the unwind block. */
+#define UF_PARAM_FDE_OFFSET 72
+#define UF_PARAM_BYTES 128
+
+/* Control word (a page with MADV_WIPEONFORK): 0 = every probe is a no-op. */
+#define UF_CONTROL_ENABLED 0
+
+/* Directory of threads: open addressing by thread pointer. */
+#define UF_DIRECTORY_BITS 11
+#define UF_DIRECTORY_PROBES 16
+#define UF_THREAD_BYTES 64
+#define UF_THREAD_KEY 0
+#define UF_THREAD_TID 8
+#define UF_THREAD_HEAD 16
+#define UF_THREAD_LIMIT 24
+#define UF_THREAD_MASK 32
+#define UF_THREAD_BASE 40
+#define UF_THREAD_HEADER 48
+#define UF_THREAD_SIZE 56
+
+/* Ring header, in memory shared with the agent. Owner is {tid, state} in one
+ * 64-bit word, so that every change of hands is one compare-and-swap. */
+#define UF_RING_HEADER_BYTES 128
+#define UF_RING_OWNER 0
+#define UF_RING_LOST 8
+#define UF_RING_SHARED_HEAD 16
+#define UF_RING_THREAD 24
+#define UF_RING_TAIL 64
+#define UF_RING_FREE 0
+#define UF_RING_USED 1
+#define UF_RING_RETIRED 2
+/* Bytes kept free for probes that signal handlers stack on top of a probe
+ * that has passed its check for room. */
+#define UF_RING_SLACK 4096
+
+/* Records: u64 ticks, u64 word; see the protocol's ThreadRecords. Bit 0 is
+ * the phase: 1 on even laps of the ring, 0 on odd ones. */
+#define UF_RECORD_BYTES 16
+#define UF_KIND_ENTRY 1
+#define UF_KIND_EXIT 2
+#define UF_KIND_ENTRY_ONLY 3
+#define UF_KIND_TAIL_ENTRY 4
+/* In rings only: "the records after this are of thread (word >> 28)". */
+#define UF_KIND_THREAD 7
+#define UF_KIND_SHIFT 1
+#define UF_ID_SHIFT 4
+#define UF_KEY_SHIFT 28
+#define UF_ID_MAX 16777215
+
+/* Return thunks: thunk i pushes i; slot i is {return address, id word}. */
+#define UF_THUNK_BITS 16
+#define UF_THUNK_BYTES 16
+#define UF_SLOT_BYTES 16
+#define UF_SLOT_PROBES 8
+
+/* Manifest: header, then one entry a site. */
+#define UF_MANIFEST_MAGIC 0x31464d6563617266
+#define UF_MANIFEST_HEADER_BYTES 4096
+#define UF_SITE_BYTES 128
+
+#endif

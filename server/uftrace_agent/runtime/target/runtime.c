@@ -1,0 +1,243 @@
+/* runtime.c - the slow paths of the probes, inside the target.
+ *
+ * Freestanding: no libc, no TLS, no static data, general registers only. It
+ * runs on the traced thread's stack, at any instruction at which a traced
+ * function can be entered, in signal handlers too: so no locks, and every
+ * state that a nested probe can see is a valid one (H56, H57).
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+#include "annex.h"
+#include "arch.h"
+
+struct uf_thread {
+	uint64_t key;
+	uint32_t tid;
+	uint32_t busy;
+	uint64_t head;
+	uint64_t limit;
+	uint64_t mask;
+	uint64_t base;
+	struct uf_ring *ring;
+	uint64_t size;
+};
+
+struct uf_ring {
+	uint64_t owner; /* tid | state << 32 */
+	uint64_t lost;
+	uint64_t shared_head;
+	struct uf_thread *thread;
+	uint64_t pad[4];
+	uint64_t tail;
+	uint64_t pad2[7];
+};
+
+struct uf_slot {
+	uint64_t address;
+	uint32_t word;
+	uint32_t pad;
+};
+
+struct uf_params {
+	uint64_t control;
+	struct uf_thread *directory;
+	struct uf_slot *slots;
+	uint64_t thunks;
+	int64_t tid_offset;
+	struct uf_ring *rings;
+	uint64_t ring_data;
+	uint64_t ring_bytes;
+	uint64_t ring_count;
+};
+
+_Static_assert(sizeof(struct uf_thread) == UF_THREAD_BYTES, "thread entry");
+_Static_assert(offsetof(struct uf_thread, size) == UF_THREAD_SIZE, "thread entry");
+_Static_assert(offsetof(struct uf_thread, ring) == UF_THREAD_HEADER, "thread entry");
+_Static_assert(sizeof(struct uf_ring) == UF_RING_HEADER_BYTES, "ring header");
+_Static_assert(offsetof(struct uf_ring, tail) == UF_RING_TAIL, "ring header");
+_Static_assert(sizeof(struct uf_slot) == UF_SLOT_BYTES, "slot");
+_Static_assert(offsetof(struct uf_params, ring_count) == UF_PARAM_RING_COUNT, "parameters");
+
+extern const struct uf_params uf_params __attribute__((visibility("hidden")));
+
+#define PROBE __attribute__((visibility("hidden"), used, noinline))
+
+static inline uint64_t owner_word(uint32_t tid, uint32_t state)
+{
+	return tid | (uint64_t)state << 32;
+}
+
+static inline int swap_owner(struct uf_ring *ring, uint64_t from, uint64_t to)
+{
+	return __atomic_compare_exchange_n(&ring->owner, &from, to, 0, __ATOMIC_ACQ_REL,
+					   __ATOMIC_RELAXED);
+}
+
+static void put(uint64_t base, uint64_t size, uint64_t position, uint64_t ticks, uint64_t word)
+{
+	volatile uint64_t *record = (volatile uint64_t *)(base + (position & (size - 1)));
+
+	record[0] = ticks;
+	__atomic_store_n(&record[1], word | !(position & size), __ATOMIC_RELEASE);
+}
+
+/* "From here on the records are of thread TID." */
+static void announce(struct uf_thread *thread, uint32_t tid)
+{
+	uint64_t position = thread->head;
+
+	thread->head = position + UF_RECORD_BYTES;
+	put(thread->base, thread->size, position, uf_ticks(),
+	    (uint64_t)tid << UF_KEY_SHIFT | UF_KIND_THREAD << UF_KIND_SHIFT);
+}
+
+/* Give the entry a ring that nobody uses: ring 0 is the shared one. */
+static int take_ring(struct uf_thread *thread, uint32_t tid)
+{
+	for (uint64_t i = 1; i < uf_params.ring_count; i++) {
+		struct uf_ring *ring = &uf_params.rings[i];
+		uint64_t owner = __atomic_load_n(&ring->owner, __ATOMIC_ACQUIRE);
+		uint32_t state = owner >> 32;
+
+		if (state == UF_RING_USED || !swap_owner(ring, owner, owner_word(tid, UF_RING_USED)))
+			continue;
+		if (state == UF_RING_RETIRED && ring->thread && ring->thread != thread)
+			ring->thread->tid = 0; /* its old entry must not match again */
+		/* Drained before it was retired: the consumer's tail is its head. */
+		thread->head = ring->tail;
+		thread->limit = ring->tail + uf_params.ring_bytes - UF_RING_SLACK;
+		thread->size = uf_params.ring_bytes;
+		thread->mask = uf_params.ring_bytes - 1;
+		thread->base = uf_params.ring_data + i * uf_params.ring_bytes;
+		thread->ring = ring;
+		ring->thread = thread;
+		announce(thread, tid);
+		__atomic_store_n(&thread->tid, tid, __ATOMIC_RELEASE);
+		return 1;
+	}
+	return 0;
+}
+
+/* The thread pointer was seen before with another tid, or its ring was taken
+ * from it: go on in the same ring if it is still to be had. */
+static int renew(struct uf_thread *thread, uint32_t tid)
+{
+	struct uf_ring *ring = thread->ring;
+	uint64_t owner;
+
+	if (!ring)
+		return take_ring(thread, tid);
+	owner = __atomic_load_n(&ring->owner, __ATOMIC_ACQUIRE);
+	if (ring->thread != thread || !swap_owner(ring, owner, owner_word(tid, UF_RING_USED)))
+		return take_ring(thread, tid);
+	if ((uint32_t)owner != tid)
+		announce(thread, tid);
+	__atomic_store_n(&thread->tid, tid, __ATOMIC_RELEASE);
+	return 1;
+}
+
+/* The entry of the thread whose thread pointer is `key`, made where it is
+ * missing; NULL where the thread must use the shared ring. */
+PROBE struct uf_thread *uf_find_thread(uint64_t key)
+{
+	const int64_t tid_offset = uf_params.tid_offset;
+	uint32_t index = (key * (uint64_t)(int64_t)(int32_t)0x9E3779B1) >> (64 - UF_DIRECTORY_BITS);
+	struct uf_thread *thread = 0;
+	uint32_t tid;
+	int found;
+
+	if (!key)
+		return 0;
+	for (uint32_t i = 0; i < UF_DIRECTORY_PROBES; i++) {
+		uint64_t holder;
+
+		thread = &uf_params.directory[(index + i) & ((1 << UF_DIRECTORY_BITS) - 1)];
+		holder = __atomic_load_n(&thread->key, __ATOMIC_ACQUIRE);
+		if (holder == 0)
+			__atomic_compare_exchange_n(&thread->key, &holder, key, 0, __ATOMIC_ACQ_REL,
+						    __ATOMIC_ACQUIRE);
+		if (holder == key && tid_offset >= 0 && thread->tid &&
+		    *(const uint32_t *)(key + tid_offset) == thread->tid)
+			return thread;
+		if (holder == key || holder == 0)
+			goto mine;
+	}
+	return 0;
+mine:
+	tid = uf_gettid();
+	/* A vfork child, or a thread made without TLS of its own: the word says
+	 * another tid, and its owner may write at the same time (H58, H62). */
+	if (tid_offset >= 0 && *(const uint32_t *)(key + tid_offset) != tid)
+		return 0;
+	if (thread->tid == tid)
+		return thread;
+	/* A signal handler's probe in the middle of the outer probe's registration
+	 * must not register too: it uses the shared ring (H56). */
+	if (thread->busy)
+		return 0;
+	thread->busy = 1;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	found = renew(thread, tid);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	thread->busy = 0;
+	return found ? thread : 0;
+}
+
+/* Look where the consumer is by now. 1: there is room; 0: the record is lost. */
+PROBE int uf_refresh_room(struct uf_thread *thread)
+{
+	struct uf_ring *ring = thread->ring;
+
+	thread->limit = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) + thread->size - UF_RING_SLACK;
+	if (thread->head < thread->limit)
+		return 1;
+	ring->lost++;
+	return 0;
+}
+
+/* Record for a thread that has no ring: two records, reserved together. */
+PROBE void uf_record_shared(uint64_t return_slot, uint64_t word)
+{
+	struct uf_ring *ring = &uf_params.rings[0];
+	const uint64_t size = uf_params.ring_bytes;
+	uint64_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
+	uint64_t position, ticks;
+
+	if (__atomic_load_n(&ring->shared_head, __ATOMIC_RELAXED) - tail > size - 16 * UF_RING_SLACK) {
+		__atomic_fetch_add(&ring->lost, 1, __ATOMIC_RELAXED);
+		return;
+	}
+	position = __atomic_fetch_add(&ring->shared_head, 2 * UF_RECORD_BYTES, __ATOMIC_RELAXED);
+	ticks = uf_ticks();
+	put(uf_params.ring_data, size, position, ticks,
+	    (uint64_t)uf_gettid() << UF_KEY_SHIFT | UF_KIND_THREAD << UF_KIND_SHIFT);
+	put(uf_params.ring_data, size, position + UF_RECORD_BYTES, ticks,
+	    return_slot << (UF_KEY_SHIFT - 3) | word);
+}
+
+/* The byte offset of the thunk for (return address, id word), or -1 where the
+ * table has no room near its place. */
+PROBE int64_t uf_find_slot(uint64_t address, uint32_t word)
+{
+	uint64_t hash = (uint32_t)(word * 0x9E3779B1u);
+
+	hash = (hash + address) * (uint64_t)(int64_t)(int32_t)0x9E3779B1;
+	hash >>= 64 - UF_THUNK_BITS;
+	for (uint32_t i = 0; i < UF_SLOT_PROBES; i++) {
+		uint64_t index = (hash + i) & ((1 << UF_THUNK_BITS) - 1);
+		struct uf_slot *slot = &uf_params.slots[index];
+		uint32_t seen = __atomic_load_n(&slot->word, __ATOMIC_ACQUIRE);
+
+		/* Claim by the word, publish by the address: a slot whose address is
+		 * still 0 is another's in the making, and is passed over. */
+		if (seen == 0 && __atomic_compare_exchange_n(&slot->word, &seen, word, 0,
+							     __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+			__atomic_store_n(&slot->address, address, __ATOMIC_RELEASE);
+			return (int64_t)(index * UF_THUNK_BYTES);
+		}
+		if (seen == word && __atomic_load_n(&slot->address, __ATOMIC_ACQUIRE) == address)
+			return (int64_t)(index * UF_THUNK_BYTES);
+	}
+	return -1;
+}

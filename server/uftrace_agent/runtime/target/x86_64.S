@@ -1,0 +1,313 @@
+/* x86_64.S - probes, return thunks' common exit and the unwinder's hook.
+ *
+ * Rules of this file: every register and flag is as before when the probe
+ * ends (H30-H32: callers may rely on any of them by IPA-RA or by hand-written
+ * conventions); no vector register is touched; nothing within 128 bytes below
+ * the stack pointer at entry is written (H29); no TLS, no call out (H57).
+ * Nothing here is relocated: the same bytes run at any address.
+ */
+#include "annex.h"
+
+	.section .params,"ax",@progbits
+
+/* ---- parameters: filled by the agent before the region is used ---- */
+	.globl	uf_params
+	.hidden	uf_params
+	.p2align 6
+uf_params:
+	.skip	UF_PARAM_BYTES, 0
+	.globl	uf_unwind_fde
+	.hidden	uf_unwind_fde
+uf_unwind_fde:
+	.skip	256, 0
+
+	.text
+
+	.set	GOLDEN, -1640531535	/* 0x9E3779B1 as imm32 */
+
+/* Stack of an entry probe below the site's stack pointer S:
+ *	S-128		red zone
+ *	S-136 rax	pushed by the stub
+ *	S-144		return into the stub
+ *	S-152 rsi, S-160 flags, S-168 rdx, S-176 rcx, S-184 rdi = rsp
+ */
+	.set	S_OFF, 184
+
+	.macro	SAVE_ENTRY
+	pushq	%rsi
+	movl	%eax, %esi		/* the id word; movs keep the flags */
+	lahf
+	seto	%al
+	pushq	%rax
+	pushq	%rdx
+	pushq	%rcx
+	pushq	%rdi
+	.endm
+
+	.macro	RESTORE_ENTRY
+	popq	%rdi
+	popq	%rcx
+	popq	%rdx
+	popq	%rax
+	addb	$127, %al		/* 1 -> overflow flag */
+	sahf
+	popq	%rsi
+	.endm
+
+/* \dst = address of the return address of the traced function */
+	.macro	RETURN_SLOT how, dst
+	.if \how == 0			/* site at the function's entry */
+	leaq	S_OFF(%rsp), \dst
+	.elseif \how == 1		/* called by `call __fentry__` */
+	leaq	S_OFF+8(%rsp), \dst
+	.else				/* called by `call mcount` after push rbp; mov rsp,rbp */
+	leaq	8(%rbp), \dst
+	.endif
+	.endm
+
+/* rdi = this thread's directory entry; else jumps to \miss with rcx = key */
+	.macro	FIND_THREAD miss
+	rdfsbase %rcx
+	imulq	$GOLDEN, %rcx, %rdi
+	shrq	$(64 - UF_DIRECTORY_BITS), %rdi
+	shlq	$6, %rdi
+	addq	uf_params+UF_PARAM_DIRECTORY(%rip), %rdi
+	cmpq	%rcx, UF_THREAD_KEY(%rdi)
+	jne	\miss
+	movq	uf_params+UF_PARAM_TID_OFFSET(%rip), %rdx
+	testq	%rdx, %rdx
+	js	\miss
+	movl	(%rcx,%rdx), %edx	/* thread pointers are reused: is it still the same thread? */
+	cmpl	%edx, UF_THREAD_TID(%rdi)
+	jne	\miss
+	.endm
+
+/* Room for a record? else \full. rdi = thread entry; clobbers rcx. */
+	.macro	CHECK_ROOM full
+	movq	UF_THREAD_HEAD(%rdi), %rcx
+	cmpq	UF_THREAD_LIMIT(%rdi), %rcx
+	jae	\full
+	.endm
+
+/* Write the record. rdi = thread entry, rsi = id word, rax = the return slot's
+ * address. Reserving by one xadd (without lock: only this thread and its own
+ * signal handlers use the head) keeps nested probes apart (H56).
+ * Clobbers rax rcx rdx rsi. */
+	.macro	WRITE_RECORD
+	shlq	$(UF_KEY_SHIFT - 3), %rax
+	orq	%rax, %rsi
+	movl	$UF_RECORD_BYTES, %ecx
+	xaddq	%rcx, UF_THREAD_HEAD(%rdi)
+	rdtsc
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	movq	UF_THREAD_MASK(%rdi), %rdx
+	andq	%rcx, %rdx
+	addq	UF_THREAD_BASE(%rdi), %rdx
+	testq	%rcx, UF_THREAD_SIZE(%rdi)
+	movq	%rax, (%rdx)
+	sete	%al
+	movzbl	%al, %eax
+	orq	%rax, %rsi
+	movq	%rsi, 8(%rdx)		/* last: the phase bit commits the record */
+	.endm
+
+	.macro	SAVE_MORE
+	pushq	%r8
+	pushq	%r9
+	pushq	%r10
+	pushq	%r11
+	.endm
+	.macro	RESTORE_MORE
+	popq	%r11
+	popq	%r10
+	popq	%r9
+	popq	%r8
+	.endm
+
+/* Entry probe. how: see RETURN_SLOT; hijack: replace the return address. */
+	.macro	ENTRY_PROBE name, how, hijack
+	.globl	\name
+	.hidden	\name
+	.p2align 6
+\name:
+	SAVE_ENTRY
+	movq	uf_params+UF_PARAM_CONTROL(%rip), %rcx
+	cmpl	$0, UF_CONTROL_ENABLED(%rcx)
+	je	9f
+	FIND_THREAD 5f
+1:	CHECK_ROOM 6f
+2:
+	.if \hijack
+	RETURN_SLOT \how, %rcx
+	movq	(%rcx), %rdx		/* the return address R */
+	movq	%rdx, %rax
+	subq	uf_params+UF_PARAM_THUNKS(%rip), %rax
+	cmpq	$(UF_THUNK_BYTES << UF_THUNK_BITS), %rax
+	jb	7f			/* R is a thunk: a tail call (H45) */
+	imull	$GOLDEN, %esi, %eax
+	addq	%rdx, %rax
+	imulq	$GOLDEN, %rax, %rax
+	shrq	$(64 - UF_THUNK_BITS), %rax
+	shlq	$4, %rax
+	movq	%rax, %rcx
+	addq	uf_params+UF_PARAM_SLOTS(%rip), %rcx
+	cmpq	%rdx, (%rcx)
+	jne	8f
+	cmpl	%esi, 8(%rcx)
+	jne	8f
+3:	addq	uf_params+UF_PARAM_THUNKS(%rip), %rax
+	RETURN_SLOT \how, %rcx
+	movq	%rax, (%rcx)
+	.endif
+4:	RETURN_SLOT \how, %rax
+	testq	%rdi, %rdi
+	je	41f
+	WRITE_RECORD
+9:	RESTORE_ENTRY
+	ret
+
+41:	/* no ring of its own: the shared one. rsi = id word */
+	movq	%rax, %rdi
+	SAVE_MORE
+	call	uf_record_shared
+	RESTORE_MORE
+	jmp	9b
+5:	/* not in the directory where it should be. rcx = key */
+	SAVE_MORE
+	pushq	%rsi
+	movq	%rcx, %rdi
+	call	uf_find_thread
+	popq	%rsi
+	RESTORE_MORE
+	movq	%rax, %rdi
+	testq	%rdi, %rdi
+	jne	1b
+	jmp	2b
+6:	/* full as far as is known: look at the consumer's tail */
+	SAVE_MORE
+	pushq	%rsi
+	pushq	%rdi
+	call	uf_refresh_room
+	popq	%rdi
+	popq	%rsi
+	RESTORE_MORE
+	testl	%eax, %eax
+	jne	2b
+	jmp	9b
+	.if \hijack
+7:	xorl	$((UF_KIND_ENTRY ^ UF_KIND_TAIL_ENTRY) << UF_KIND_SHIFT), %esi
+	jmp	4b
+8:	/* slot of another call, or free. rdx = R, esi = id word */
+	SAVE_MORE
+	pushq	%rsi
+	pushq	%rdi
+	movq	%rdx, %rdi
+	call	uf_find_slot		/* byte offset of the thunk, or -1 */
+	popq	%rdi
+	popq	%rsi
+	RESTORE_MORE
+	testq	%rax, %rax
+	jns	3b
+	xorl	$((UF_KIND_ENTRY ^ UF_KIND_ENTRY_ONLY) << UF_KIND_SHIFT), %esi
+	jmp	4b
+	.endif
+	.endm
+
+	ENTRY_PROBE uf_entry, 0, 1
+	ENTRY_PROBE uf_entry_fentry, 1, 1
+	ENTRY_PROBE uf_entry_mcount, 2, 1
+	ENTRY_PROBE uf_entry_only, 0, 0
+	ENTRY_PROBE uf_entry_only_fentry, 1, 0
+	ENTRY_PROBE uf_entry_only_mcount, 2, 0
+
+/* ---- function exit: thunk i is `push $i; jmp uf_exit` ----
+ * The traced function has returned to the thunk; rsp is as its caller wants
+ * it. The push puts i where the return address was. Ends in a jump, never a
+ * ret: a ret would desynchronise the return predictor for all outer frames
+ * (H47). */
+	.globl	uf_exit
+	.hidden	uf_exit
+	.p2align 6
+uf_exit:
+	pushq	%rax
+	lahf
+	seto	%al
+	pushq	%rax
+	pushq	%rdx
+	pushq	%rcx
+	pushq	%rsi
+	pushq	%rdi
+	movq	48(%rsp), %rsi
+	shlq	$4, %rsi
+	addq	uf_params+UF_PARAM_SLOTS(%rip), %rsi
+	movq	(%rsi), %rax
+	movl	8(%rsi), %esi
+	movq	%rax, 48(%rsp)		/* from here on the slot holds R again */
+	movq	uf_params+UF_PARAM_CONTROL(%rip), %rcx
+	cmpl	$0, UF_CONTROL_ENABLED(%rcx)
+	je	9f
+	xorl	$((UF_KIND_ENTRY ^ UF_KIND_EXIT) << UF_KIND_SHIFT), %esi
+	FIND_THREAD 5f
+1:	CHECK_ROOM 6f
+2:	leaq	48(%rsp), %rax
+	WRITE_RECORD
+9:	popq	%rdi
+	popq	%rsi
+	popq	%rcx
+	popq	%rdx
+	popq	%rax
+	addb	$127, %al
+	sahf
+	popq	%rax
+	leaq	8(%rsp), %rsp
+	jmp	*-8(%rsp)
+5:	SAVE_MORE
+	pushq	%rsi
+	movq	%rcx, %rdi
+	call	uf_find_thread
+	popq	%rsi
+	RESTORE_MORE
+	movq	%rax, %rdi
+	testq	%rdi, %rdi
+	jne	1b
+	leaq	48(%rsp), %rdi
+	SAVE_MORE
+	call	uf_record_shared
+	RESTORE_MORE
+	jmp	9b
+6:	SAVE_MORE
+	pushq	%rsi
+	pushq	%rdi
+	call	uf_refresh_room
+	popq	%rdi
+	popq	%rsi
+	RESTORE_MORE
+	testl	%eax, %eax
+	jne	2b
+	jmp	9b
+
+/* ---- _Unwind_Find_FDE(pc, bases): answers for the thunk array ----
+ * Called by the hook's stub. ZF set: not ours, go on with the original. ZF
+ * clear: rax = our FDE, and the stub returns it. The FDE's range begins one
+ * thunk early, since the unwinder looks up pc - 1 (H39). */
+	.globl	uf_find_fde
+	.hidden	uf_find_fde
+	.p2align 4
+uf_find_fde:
+	movq	uf_params+UF_PARAM_THUNKS(%rip), %rdx
+	subq	$UF_THUNK_BYTES, %rdx
+	movq	%rdi, %rax
+	subq	%rdx, %rax
+	cmpq	$((UF_THUNK_BYTES << UF_THUNK_BITS) + UF_THUNK_BYTES), %rax
+	jae	1f
+	movq	$0, (%rsi)		/* struct dwarf_eh_bases {tbase, dbase, func} */
+	movq	$0, 8(%rsi)
+	movq	%rdx, 16(%rsi)
+	leaq	uf_unwind_fde(%rip), %rax
+	addq	uf_params+UF_PARAM_FDE_OFFSET(%rip), %rax	/* never 0: ZF clear */
+	ret
+1:	xorl	%eax, %eax
+	ret
+
+	.section .note.GNU-stack,"",@progbits

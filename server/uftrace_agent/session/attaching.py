@@ -1,0 +1,247 @@
+"""Attaching: from a pid to an engine that can patch, or a reason why not."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from uftrace_agent.engine.annex import Annex, DataPlaces, RingOptions
+from uftrace_agent.engine.architecture import Architecture
+from uftrace_agent.engine.manifest import FoundManifest, Identity, Manifest, find_manifests
+from uftrace_agent.engine.patch_engine import DEFAULT_STOP_DEADLINE_NS, PatchEngine
+from uftrace_agent.engine.program import Program
+from uftrace_agent.engine.site import Patch
+from uftrace_agent.engine.writer import FrameRepair, Pauses, StopOrder, write_stopped
+from uftrace_agent.engine.x86_64.forms import X86Architecture
+from uftrace_agent.errors import (
+    AlreadyHeldError,
+    ForbiddenError,
+    ForeignTracerError,
+    InvalidRequestError,
+    NoSuchProcessError,
+    UnsupportedTargetError,
+)
+from uftrace_agent.process.address_space import read_mappings
+from uftrace_agent.process.identity import ProcessId, start_time_ticks
+from uftrace_agent.process.listing import attachability
+from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.remote_calls import RemoteCaller
+from uftrace_agent.process.system_calls import X86_64
+from uftrace_agent.process.threads import status_field, thread_ids
+from uftrace_agent.runtime.host_library import CLook, library
+from uftrace_agent.runtime.layout import SLOT_TABLE_BYTES, THUNK_SPAN
+from uftrace_agent.session.types import RecordingOptions
+from uftrace_agent.symbols.cache import ImageCache
+
+# Offset of the thread id from the thread pointer: glibc's struct pthread, musl's.
+_KNOWN_TID_OFFSETS: Final = (0x2D0, 0x30)
+_TID_SEARCH_BYTES: Final = 2048
+_THREADS_LOOKED_AT: Final = 3
+_SMALLEST_RING: Final = 64 << 10
+_LARGEST_RING: Final = 1 << 30
+_MOST_RINGS: Final = 4096
+
+_REASONS: Final = {
+    "KERNEL_THREAD": "is a kernel thread",
+    "ZOMBIE": "has ended and waits for its parent",
+    "PROCESS_32BIT": "is a 32-bit program",
+    "AGENT_ITSELF": "is this agent",
+    "SECCOMP_STRICT": "runs under strict seccomp and could make no system call",
+}
+
+
+@dataclass(slots=True)
+class Attachment:
+    """What a session holds of its process."""
+
+    memory: ProcessMemory
+    program: Program
+    annex: Annex
+    engine: PatchEngine
+    restored_sites: int
+    pauses: Pauses
+
+
+def check_attachable(pid: int) -> None:
+    """Refuse processes that cannot be attached, each with its reason.
+
+    Raises:
+        ForbiddenError: The kernel would not let us.
+        ForeignTracerError: A debugger is there.
+        UnsupportedTargetError: This kind of process cannot be traced.
+        NoSuchProcessError: It is gone.
+    """
+    reason = attachability(pid)
+    if reason is None:
+        seccomp = status_field(pid, "Seccomp")
+        if seccomp == "2":
+            raise UnsupportedTargetError(
+                f"process {pid} runs under a seccomp filter",
+                reason="SECCOMP_FILTER",
+                hint="the system calls that attaching needs (mmap, mprotect, madvise, "
+                "memfd_create) might kill it; filters are not evaluated yet",
+            )
+        return
+    if reason == "PERMISSION_DENIED":
+        raise ForbiddenError(
+            f"process {pid} belongs to somebody else",
+            hint="run the agent as root, or as the owner of the process",
+        )
+    if reason == "TRACED_BY_ANOTHER":
+        raise ForeignTracerError(
+            f"process {pid} is being traced (pid {status_field(pid, 'TracerPid')})",
+            hint="end gdb, strace or the other tracer first",
+        )
+    raise UnsupportedTargetError(f"process {pid} {_REASONS.get(reason, reason)}", reason=reason)
+
+
+def ring_options(options: RecordingOptions) -> RingOptions:
+    """Checked ring sizes.
+
+    Raises:
+        InvalidRequestError: Out of range, or not a power of two.
+    """
+    size, count = options.ring_bytes, options.ring_count
+    if size & (size - 1) or not _SMALLEST_RING <= size <= _LARGEST_RING:
+        raise InvalidRequestError(
+            f"a ring of {size} bytes is not possible",
+            reason="BAD_RING_SIZE",
+            hint=f"a power of two from {_SMALLEST_RING} to {_LARGEST_RING}",
+        )
+    if not 1 <= count <= _MOST_RINGS:
+        raise InvalidRequestError(
+            f"{count} rings are not possible", reason="BAD_RING_COUNT", hint="1 to 4096"
+        )
+    # One more than asked for: ring 0 is the one that threads without share.
+    return RingOptions(size, count + 1)
+
+
+def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) -> Attachment:
+    """Take hold of a process; no byte of its code changes.
+
+    Raises:
+        AgentError: See `check_attachable`; also TargetGoneError, BusyTargetError,
+            ExhaustedError, AlreadyHeldError.
+    """
+    check_attachable(process.pid)
+    rings = ring_options(options)
+    architecture = _architecture(process.pid)
+    memory = ProcessMemory(process.pid)
+    try:
+        if start_time_ticks(process.pid) != process.start_time_ticks:
+            raise NoSuchProcessError(
+                f"pid {process.pid} belongs to another process by now", reason="PID_REUSED"
+            )
+        program = Program(memory, images)
+        program.refresh()
+        pauses = Pauses()
+        restored = _restore_leftovers(memory, process, pauses)
+        caller = RemoteCaller(memory)
+        annex = Annex(memory, caller, X86_64, architecture, rings)
+        identity = Identity(
+            pid=process.pid,
+            start_time_ticks=process.start_time_ticks,
+            boot_id=process.boot_id,
+            agent_pid=os.getpid(),
+            agent_start_time_ticks=start_time_ticks(os.getpid()),
+        )
+        manifest: Manifest = annex.create(identity, find_tid_offset(memory))
+        pauses.add(caller.longest_pause_ns, 0)
+        features = status_field(process.pid, "x86_Thread_features") or ""
+        engine = PatchEngine(
+            memory, program, annex, manifest, architecture, "shstk" in features.split()
+        )
+    except BaseException:
+        memory.close()
+        raise
+    return Attachment(memory, program, annex, engine, restored, pauses)
+
+
+def _architecture(pid: int) -> Architecture:
+    if platform.machine() != "x86_64":
+        raise UnsupportedTargetError(
+            f"process {pid} runs on {platform.machine()}, for which there is no patch engine yet",
+            reason="ARCHITECTURE_UNSUPPORTED",
+        )
+    return X86Architecture()
+
+
+def find_tid_offset(memory: ProcessMemory) -> int:
+    """Where the C library keeps a thread's id, counted from its thread pointer.
+
+    Returns:
+        -1 where no such word was found in every thread that was looked at.
+    """
+    candidates: set[int] | None = None
+    for tid in thread_ids(memory.pid)[:_THREADS_LOOKED_AT]:
+        look = CLook(pid=memory.pid, tid=tid, deadline_nanos=1_000_000_000)
+        if library().uh_look(ctypes.byref(look)) or not look.thread_pointer:
+            continue
+        data = memory.read_some(look.thread_pointer, _TID_SEARCH_BYTES)
+        words = struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4])
+        found = {4 * index for index, word in enumerate(words) if word == tid}
+        candidates = found if candidates is None else candidates & found
+    for offset in _KNOWN_TID_OFFSETS:
+        if offset in (candidates or ()):
+            return offset
+    return min(candidates) if candidates else -1
+
+
+# What an agent that died left patched, and what a forked child inherited.
+def _restore_leftovers(memory: ProcessMemory, process: ProcessId, pauses: Pauses) -> int:
+    restored = 0
+    for found in find_manifests(memory, read_mappings(memory.pid)):
+        if _is_held(found, process):
+            raise AlreadyHeldError(
+                f"agent {found.identity.agent_pid} holds process {process.pid}",
+                hint="detach there first: one process has one agent",
+                metadata={"agent_pid": str(found.identity.agent_pid)},
+            )
+        restored += restore(memory, found, pauses)
+    return restored
+
+
+def _is_held(found: FoundManifest, process: ProcessId) -> bool:
+    identity = found.identity
+    if identity.agent_pid == os.getpid() or identity.boot_id != process.boot_id:
+        return False
+    if (identity.pid, identity.start_time_ticks) != (process.pid, process.start_time_ticks):
+        return False  # a forked child's copy of its parent's
+    try:
+        return start_time_ticks(identity.agent_pid) == identity.agent_start_time_ticks
+    except NoSuchProcessError:
+        return False
+
+
+def restore(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> int:
+    """Set back what a manifest says is patched; how many sites that were.
+
+    Raises:
+        BusyTargetError: The threads did not stop in time; nothing was changed.
+    """
+    patches = [entry.head.reversed() for entry in found.entries]
+    tails = [entry.tail.reversed() for entry in found.entries if entry.tail is not None]
+    data = DataPlaces.at(found.address)
+    memory.write(data.control, bytes(4))
+    repair = None
+    if found.identity.thunks:
+        slots = memory.read(data.slots, SLOT_TABLE_BYTES)
+        repair = FrameRepair(found.identity.thunks, THUNK_SPAN, slots)
+    if patches:
+        _stop_and_write(memory, patches, repair, pauses)
+        if tails:
+            _stop_and_write(memory, tails, None, pauses)
+    Manifest(memory, found.address, found.identity).disown()
+    return len(patches)
+
+
+def _stop_and_write(
+    memory: ProcessMemory, patches: Sequence[Patch], repair: FrameRepair | None, pauses: Pauses
+) -> None:
+    order = StopOrder(patches, 10 * DEFAULT_STOP_DEADLINE_NS, (), repair)
+    write_stopped(memory, order, pauses)

@@ -1,0 +1,252 @@
+"""The thread that takes records out of a session's rings and makes batches."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from uftrace_agent.process.threads import thread_name
+from uftrace_agent.recording.clock import Anchor, TickClock
+from uftrace_agent.recording.rings import Drained, RingReader
+from uftrace_agent.session.feed import Feed, Subscription
+from uftrace_agent.session.types import (
+    ClockAnchor,
+    EventBatch,
+    Loss,
+    MappedModule,
+    TracedFunction,
+)
+
+_POLL_S: Final = 0.005
+_BATCH_BYTES: Final = 64 << 10
+_BATCH_NS: Final = 100_000_000
+_HEARTBEAT_NS: Final = 1_000_000_000
+_RETIRE_NS: Final = 1_000_000_000
+_LOSS_RING: Final = 1
+_LOSS_STREAM: Final = 2
+_LOSS_SHARED_RING: Final = 3
+
+NewFunctions = Callable[[int], tuple[int, list[TracedFunction]]]
+
+
+class _Pending:
+    """Records taken out and not sent yet."""
+
+    def __init__(self) -> None:
+        self.threads: dict[int, list[bytes]] = {}
+        self.count = 0
+        self.bytes = 0
+        self.since_ns = 0
+
+    def add(self, drained: Drained, now: int) -> None:
+        if not drained.count:
+            return
+        if not self.count:
+            self.since_ns = now
+        for tid, parts in drained.threads.items():
+            self.threads.setdefault(tid, []).extend(parts)
+        self.count += drained.count
+        self.bytes += drained.count * 16
+
+
+class Drainer:
+    """Drains while somebody listens; a ring that nobody reads fills up and counts.
+
+    Args:
+        pid: The target.
+        rings: Its rings.
+        clock: Ticks beside clocks.
+        feed: Where batches go, on the event loop.
+        loop: The event loop.
+        new_functions: Given how many functions were announced, all that are
+            known now and those not announced yet.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        rings: RingReader,
+        clock: TickClock,
+        feed: Feed,
+        loop: asyncio.AbstractEventLoop,
+        new_functions: NewFunctions,
+    ) -> None:
+        self._pid = pid
+        self._rings = rings
+        self._clock = clock
+        self._feed = feed
+        self._loop = loop
+        self._new_functions = new_functions
+        self._announced = 0
+        self._sequence = 0
+        self.records_total = 0
+        self.final_lost = 0
+        self._names: dict[int, str] = {}
+        self._wakeups: dict[int, asyncio.Event] = {}
+        self._baseline: dict[int, dict[tuple[int, int], int]] = {}
+        self._listening = threading.Event()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._last_retire = 0
+        self._thread = threading.Thread(target=self._run, name=f"drain-{pid}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    # -- on the event loop -------------------------------------------------
+
+    def subscribed(self, subscription: Subscription, *, fresh: bool) -> asyncio.Event:
+        """Somebody listens; the event is set when there is something to take.
+
+        Args:
+            subscription: Theirs.
+            fresh: Records from before now are to be passed over, if nobody else
+                waits for them.
+        """
+        with self._lock:
+            if fresh and not self._wakeups:
+                self.records_total += self._rings.discard()
+        wakeup = asyncio.Event()
+        if subscription.queue:
+            wakeup.set()
+        self._wakeups[id(subscription)] = wakeup
+        self._baseline[id(subscription)] = self._losses_now()
+        self._listening.set()
+        return wakeup
+
+    def unsubscribed(self, subscription: Subscription) -> None:
+        """Somebody has gone."""
+        self._wakeups.pop(id(subscription), None)
+        self._baseline.pop(id(subscription), None)
+        if not self._wakeups:
+            self._listening.clear()
+
+    def complete(
+        self,
+        batch: EventBatch,
+        subscription: Subscription,
+        first: bool,
+        modules: Callable[[], Sequence[MappedModule]],
+    ) -> EventBatch:
+        """A batch with what is particular to one reader: its losses since it
+        began, and on the first all functions and modules."""
+        baseline = self._baseline.get(id(subscription), {})
+        losses = [
+            replace(loss, records=count)
+            for loss in batch.losses
+            if (count := loss.records - baseline.get((loss.stage, loss.tid), 0)) > 0
+        ]
+        if subscription.lost_records:
+            losses.append(Loss(_LOSS_STREAM, subscription.lost_records))
+        if not first:
+            return replace(batch, losses=losses)
+        return replace(
+            batch, losses=losses, functions=self._new_functions(0)[1], modules=modules()
+        )
+
+    def _losses_now(self) -> dict[tuple[int, int], int]:
+        return {(loss.stage, loss.tid): loss.records for loss in self._losses()}
+
+    def _losses(self) -> list[Loss]:
+        shared, by_thread = self._rings.lost()
+        losses = [Loss(_LOSS_RING, count, tid) for tid, count in by_thread.items()]
+        if shared:
+            losses.append(Loss(_LOSS_SHARED_RING, shared))
+        return losses
+
+    def _deliver(self, batch: EventBatch) -> None:
+        self._feed.publish(batch)
+        for wakeup in self._wakeups.values():
+            wakeup.set()
+
+    # -- on the drain thread -----------------------------------------------
+
+    def stop(self, end: int, detail: str) -> None:
+        """Take what is left, send it with the reason for the end, and end."""
+        self._stopping.set()
+        self._listening.set()
+        self._thread.join()
+        pending = _Pending()
+        now = time.monotonic_ns()
+        while True:
+            drained = self._rings.drain(target_is_gone=True)
+            pending.add(drained, now)
+            if not drained.more:
+                break
+            self._send(pending, drained.watermark_ticks)
+            pending = _Pending()
+        self.final_lost = self._rings.lost_total()
+        self._send(pending, drained.watermark_ticks, end, detail)
+
+    def _run(self) -> None:
+        pending = _Pending()
+        last_sent = 0
+        while not self._stopping.is_set():
+            if not self._listening.wait(_HEARTBEAT_NS / 1e9):
+                continue
+            with self._lock:
+                drained = self._rings.drain()
+                now = time.monotonic_ns()
+                pending.add(drained, now)
+                if not drained.more:
+                    self._retire(now)
+            full = pending.bytes >= _BATCH_BYTES or drained.more
+            old = pending.count and now - pending.since_ns >= _BATCH_NS
+            if full or old or now - last_sent >= _HEARTBEAT_NS:
+                self._send(pending, drained.watermark_ticks if not drained.more else 0)
+                pending = _Pending()
+                last_sent = now
+            if not drained.more:
+                self._stopping.wait(_POLL_S)
+        if pending.count:
+            self._send(pending, 0)
+
+    def _retire(self, now: int) -> None:
+        if now - self._last_retire < _RETIRE_NS:
+            return
+        self._last_retire = now
+        try:
+            living = {int(name) for name in os.listdir(f"/proc/{self._pid}/task")}
+        except FileNotFoundError:
+            return
+        self._rings.retire(living)
+        self._names = {tid: name for tid, name in self._names.items() if tid in living}
+
+    def _send(self, pending: _Pending, watermark: int, end: int = 0, detail: str = "") -> None:
+        self._announced, functions = self._new_functions(self._announced)
+        self._sequence += 1
+        self.records_total += pending.count
+        batch = EventBatch(
+            sequence=self._sequence,
+            threads=[
+                (tid, self._name(tid), parts[0] if len(parts) == 1 else b"".join(parts))
+                for tid, parts in pending.threads.items()
+            ],
+            watermark_ticks=watermark,
+            functions=functions,
+            anchors=[_clock_anchor(self._clock.anchor())],
+            losses=self._losses(),
+            records_total=self.records_total,
+            end=end,
+            end_detail=detail,
+            record_count=pending.count,
+        )
+        self._loop.call_soon_threadsafe(self._deliver, batch)
+
+    def _name(self, tid: int) -> str:
+        name = self._names.get(tid)
+        if not name:
+            name = self._names[tid] = thread_name(self._pid, tid)
+        return name
+
+
+def _clock_anchor(anchor: Anchor) -> ClockAnchor:
+    return ClockAnchor(
+        anchor.ticks, anchor.monotonic_ns, anchor.realtime_ns, anchor.ticks_per_second
+    )

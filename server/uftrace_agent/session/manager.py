@@ -1,0 +1,215 @@
+"""All sessions of an agent: one a process, found by id or by process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from uftrace_agent.engine.exit_rules import ProcessTraits
+from uftrace_agent.engine.layout import CodeLayout
+from uftrace_agent.engine.model import Writer
+from uftrace_agent.engine.planner import Planned, Planner, PlanOptions
+from uftrace_agent.engine.program import Program, ProgramFunction
+from uftrace_agent.engine.unwinder import find_unwinders
+from uftrace_agent.engine.x86_64.forms import X86Architecture
+from uftrace_agent.errors import AgentError, BusyTargetError, NoSuchSessionError
+from uftrace_agent.process.address_space import read_mappings
+from uftrace_agent.process.identity import ProcessId, resolve
+from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.session.attaching import check_attachable
+from uftrace_agent.session.function_names import function_ref
+from uftrace_agent.session.session import END_SHUTDOWN, Session
+from uftrace_agent.session.types import (
+    AttachOutcome,
+    DetachOutcome,
+    EventBatch,
+    FunctionPlan,
+    PatchOrder,
+    PatchOutcome,
+    RecordingOptions,
+    SessionInfo,
+    TracepointInfo,
+)
+from uftrace_agent.symbols.cache import ImageCache
+
+_log = structlog.get_logger(__name__)
+_SHUTDOWN_TRIES: Final = 5
+
+
+class SessionManager:
+    """The sessions of one agent.
+
+    Args:
+        state_dir: The agent's state directory; indices of symbols are cached in it.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._images = ImageCache(str(state_dir / "symbols"))
+        self._sessions: dict[str, Session] = {}
+        # One attach per process at a time: a second one waits and joins.
+        self._attaching: dict[int, asyncio.Lock] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
+
+    async def attach(
+        self, process: ProcessId, owner: str, options: RecordingOptions
+    ) -> AttachOutcome:
+        """Hold a process, or join the session that holds it already."""
+        named = resolve(process)
+        lock = self._attaching.setdefault(named.pid, asyncio.Lock())
+        async with lock:
+            known = self._find(named)
+            if known is not None:
+                return AttachOutcome(known.info(), False, 0, 0)
+            session = await Session.open(named, owner, options, self._images)
+            self._sessions[session.session_id] = session
+            watcher = asyncio.create_task(self._forget_when_ended(session))
+            self._watchers.add(watcher)
+            watcher.add_done_callback(self._watchers.discard)
+        return AttachOutcome(
+            session.info(), True, session.attach_pause_ns, session.restored_sites
+        )
+
+    async def _forget_when_ended(self, session: Session) -> None:
+        await session.ended
+        self._sessions.pop(session.session_id, None)
+        self._attaching.pop(session.process.pid, None)
+        _log.info(
+            "session ended",
+            session=session.session_id,
+            pid=session.process.pid,
+            reason=session.end_detail,
+        )
+
+    async def detach(self, session_id: str) -> DetachOutcome:
+        """Leave the process as it was."""
+        return await self._get(session_id).detach()
+
+    async def patch(self, session_id: str, order: PatchOrder) -> PatchOutcome:
+        """Enable tracepoints."""
+        return await self._get(session_id).patch(order)
+
+    async def unpatch(
+        self, session_id: str, patterns: Sequence[str], writer: Writer
+    ) -> PatchOutcome:
+        """Disable tracepoints; no patterns means all."""
+        return await self._get(session_id).unpatch(patterns, writer)
+
+    async def list_functions(
+        self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int
+    ) -> tuple[int, Sequence[FunctionPlan]]:
+        """How many functions match, and those within the limit (0: all).
+
+        Nothing of the process is touched, attached or not.
+        """
+        named = resolve(process)
+        session = self._find(named)
+        enabled = session.enabled_addresses() if session else set()
+        return await asyncio.to_thread(
+            self._list_functions, named, patterns or ["*"], explain, limit, enabled
+        )
+
+    def _list_functions(
+        self,
+        process: ProcessId,
+        patterns: Sequence[str],
+        explain: bool,
+        limit: int,
+        enabled: set[int],
+    ) -> tuple[int, Sequence[FunctionPlan]]:
+        check_attachable(process.pid)
+        with ProcessMemory(process.pid) as memory:
+            program = Program(memory, self._images)
+            program.refresh()
+            found = program.select(patterns)
+            chosen = found[:limit] if limit else found
+            if not explain:
+                return len(found), [
+                    FunctionPlan(function_ref(f), enabled=f.address in enabled) for f in chosen
+                ]
+            return len(found), [
+                _explained(planned, enabled) for planned in _plan(program, process.pid, chosen)
+            ]
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions, oldest first."""
+        return [session.info() for session in self._sessions.values()]
+
+    def session_of(self, pid: int) -> str:
+        """The session that holds a process, or an empty string."""
+        for session in self._sessions.values():
+            if session.process.pid == pid:
+                return session.session_id
+        return ""
+
+    def tracepoints(self, session_id: str) -> list[TracepointInfo]:
+        """The enabled functions by rising function id."""
+        return self._get(session_id).tracepoints()
+
+    def stream(
+        self, session_id: str, after_sequence: int, include_buffered: bool
+    ) -> AsyncIterator[EventBatch]:
+        """The session's batches, until it ends."""
+        return self._get(session_id).stream(after_sequence, include_buffered)
+
+    async def shutdown(self) -> None:
+        """Detach every session; streams end with their last batch."""
+        await asyncio.gather(*(self._leave(s) for s in list(self._sessions.values())))
+        await asyncio.gather(*self._watchers)
+
+    async def _leave(self, session: Session) -> None:
+        for attempt in range(_SHUTDOWN_TRIES):
+            try:
+                await session.detach(END_SHUTDOWN)
+                return
+            except BusyTargetError as error:
+                _log.warning(
+                    "a process did not stop in time",
+                    pid=session.process.pid,
+                    attempt=attempt + 1,
+                    error=error.message,
+                )
+            except AgentError as error:
+                _log.error("could not detach", pid=session.process.pid, error=error.message)
+                return
+
+    def _find(self, process: ProcessId) -> Session | None:
+        for session in self._sessions.values():
+            if session.process == process:
+                return session
+        return None
+
+    def _get(self, session_id: str) -> Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise NoSuchSessionError(
+                f"there is no session {session_id!r}",
+                hint="it ended, or belongs to another agent: attach again",
+            )
+        return session
+
+
+def _plan(program: Program, pid: int, functions: Sequence[ProgramFunction]) -> list[Planned]:
+    architecture = X86Architecture()
+    layout = CodeLayout(read_mappings(pid), 8192, architecture.stub_bytes, architecture.reach)
+    unwinders = find_unwinders(program.modules)
+    traits = ProcessTraits(unwinder_refusal=unwinders.unhookable)
+    reserved = frozenset(unwinder.address for unwinder in unwinders.hookable)
+    planner = Planner(architecture, layout, traits, reserved)
+    return planner.plan(functions, 1, PlanOptions())
+
+
+def _explained(planned: Planned, enabled: set[int]) -> FunctionPlan:
+    plan = planned.plan
+    return FunctionPlan(
+        function=function_ref(planned.function),
+        form=plan.form if plan else None,
+        writer=plan.writer if plan else None,
+        refusal=planned.refusal,
+        exit_refusal=plan.exit_refusal if plan else None,
+        detail=plan.detail if plan else planned.detail,
+        enabled=planned.function.address in enabled,
+    )

@@ -1,0 +1,362 @@
+"""One attached process: its tracepoints, its records, its end.
+
+Every operation runs on the session's one worker thread, so operations never
+overlap; the rings are drained by a thread of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import structlog
+
+from uftrace_agent.engine.model import Status, Writer
+from uftrace_agent.engine.patch_engine import (
+    DEFAULT_STOP_DEADLINE_NS,
+    EngineOptions,
+    EngineReport,
+    SiteOutcome,
+)
+from uftrace_agent.engine.planner import PlanOptions
+from uftrace_agent.engine.program import ProgramFunction
+from uftrace_agent.engine.tracepoint import Tracepoint
+from uftrace_agent.errors import AgentError, InvalidRequestError, TargetGoneError
+from uftrace_agent.recording.clock import TickClock
+from uftrace_agent.recording.rings import RingReader
+from uftrace_agent.session.attaching import Attachment, attach
+from uftrace_agent.session.drainer import Drainer
+from uftrace_agent.session.feed import Feed
+from uftrace_agent.session.function_names import function_ref
+from uftrace_agent.session.types import (
+    DetachOutcome,
+    EventBatch,
+    FunctionRef,
+    MappedModule,
+    PatchOrder,
+    PatchOutcome,
+    PatchResult,
+    ProcessId,
+    RecordingOptions,
+    SessionInfo,
+    TracedFunction,
+    TracepointInfo,
+)
+from uftrace_agent.symbols.cache import ImageCache
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+_BUFFER_BYTES: Final = 256 << 10
+
+END_DETACHED: Final = 1
+END_EXITED: Final = 2
+END_EXECUTED: Final = 3
+END_SHUTDOWN: Final = 4
+
+
+class Session:
+    """A hold on one process.
+
+    Use `Session.open`; all methods belong to the event loop that opened it.
+    """
+
+    def __init__(self, process: ProcessId, owner: str, attachment: Attachment) -> None:
+        self.session_id = uuid.uuid4().hex[:12]
+        self.process = process
+        self.owner = owner
+        self.restored_sites = attachment.restored_sites
+        self.attach_pause_ns = attachment.pauses.longest_ns
+        self._attached_unix_ns = time.time_ns()
+        self._attachment = attachment
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"session-{process.pid}")
+        self._loop = asyncio.get_running_loop()
+        options = attachment.annex.ring_options
+        self._rings = RingReader(
+            attachment.annex.ring_fd,
+            options.data_offset,
+            options.ring_bytes,
+            options.ring_count,
+            _BUFFER_BYTES,
+        )
+        self.feed = Feed()
+        self._functions: dict[int, TracedFunction] = {}
+        self._drainer = Drainer(
+            process.pid, self._rings, TickClock(), self.feed, self._loop, self._new_functions
+        )
+        self._announced = 0
+        self._pidfd = os.pidfd_open(process.pid)
+        self._loop.add_reader(self._pidfd, self._process_ended)
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+        self.end_detail = ""
+        self._closing = False
+        self._drainer.start()
+
+    @classmethod
+    async def open(
+        cls, process: ProcessId, owner: str, options: RecordingOptions, images: ImageCache
+    ) -> Session:
+        """Attach.
+
+        Raises:
+            AgentError: Why it could not be.
+        """
+        attachment = await asyncio.to_thread(attach, process, options, images)
+        try:
+            return cls(process, owner, attachment)
+        except ProcessLookupError as error:
+            raise TargetGoneError(f"process {process.pid} is gone") from error
+
+    # -- tracepoints -------------------------------------------------------
+
+    async def patch(self, order: PatchOrder) -> PatchOutcome:
+        """Enable the functions that the patterns mean."""
+        if not order.patterns:
+            raise InvalidRequestError("no function is named", hint="give a name or a pattern")
+        if order.writer is Writer.TRAP:
+            raise InvalidRequestError(
+                "the `trap` writer is not built yet",
+                reason="WRITER_NOT_AVAILABLE",
+                hint="auto, byte or stop",
+            )
+        return await self._run(lambda: self._patch(order))
+
+    def _patch(self, order: PatchOrder) -> PatchOutcome:
+        started = time.monotonic_ns()
+        program, engine = self._attachment.program, self._attachment.engine
+        program.refresh()
+        functions = program.select(order.patterns)
+        # Names must be known before the first record of theirs is.
+        first_new = {t.function_id for t in engine.tracepoints.values()}
+        options = EngineOptions(
+            plan=PlanOptions(order.writer, order.entry_only),
+            all_or_nothing=order.all_or_nothing,
+            dry_run=order.dry_run,
+            stop_deadline_ns=order.stop_deadline_ns or DEFAULT_STOP_DEADLINE_NS,
+            owner=order.owner,
+        )
+        report = engine.enable(functions, options)
+        for tracepoint in list(engine.tracepoints.values()):
+            if tracepoint.function_id not in first_new:
+                self._functions[tracepoint.function_id] = _traced(tracepoint)
+        return _outcome(report, started)
+
+    async def unpatch(self, patterns: Sequence[str], writer: Writer) -> PatchOutcome:
+        """Disable the functions that the patterns mean; all, where there are none."""
+        return await self._run(lambda: self._unpatch(patterns, writer))
+
+    def _unpatch(self, patterns: Sequence[str], writer: Writer) -> PatchOutcome:
+        started = time.monotonic_ns()
+        engine, program = self._attachment.engine, self._attachment.program
+        report = EngineReport([])
+        if patterns:
+            program.refresh()
+            functions = program.select(patterns)
+            addresses = [f.address for f in functions if f.address in engine.tracepoints]
+            known = set(addresses)
+            report.outcomes += [
+                SiteOutcome(function, Status.NOT_ENABLED)
+                for function in functions
+                if function.address not in known
+            ]
+        else:
+            addresses = [a for a, t in engine.tracepoints.items() if t.enabled]
+        engine.disable(addresses, EngineOptions(plan=PlanOptions(writer)), report)
+        return _outcome(report, started)
+
+    def tracepoints(self) -> list[TracepointInfo]:
+        """The enabled functions, by rising id."""
+        enabled = [t for t in self._attachment.engine.tracepoints.values() if t.enabled]
+        return [
+            TracepointInfo(
+                _result(SiteOutcome(t.function, Status.ENABLED, t.function_id, t.plan)),
+                t.owner,
+                t.enabled_unix_ns,
+            )
+            for t in sorted(enabled, key=lambda t: t.function_id)
+        ]
+
+    def enabled_addresses(self) -> set[int]:
+        """Live addresses of the enabled functions."""
+        return {a for a, t in self._attachment.engine.tracepoints.items() if t.enabled}
+
+    # -- records -----------------------------------------------------------
+
+    async def stream(self, after_sequence: int, include_buffered: bool) -> AsyncIterator[EventBatch]:
+        """The batches behind `after_sequence`, or from now on; the last has `end` set.
+
+        Raises:
+            InvalidRequestError: Batches after that sequence are gone by now.
+        """
+        subscription, complete = self.feed.subscribe(after_sequence)
+        if not complete:
+            self.feed.unsubscribe(subscription)
+            raise InvalidRequestError(
+                f"the batches behind {after_sequence} are not kept any more",
+                reason="SEQUENCE_EXPIRED",
+                hint="open a new stream",
+            )
+        wakeup = self._drainer.subscribed(subscription, fresh=not include_buffered)
+        first = True
+        try:
+            while True:
+                batch = subscription.take()
+                if batch is None:
+                    if subscription.is_closed:
+                        return
+                    await wakeup.wait()
+                    wakeup.clear()
+                    continue
+                yield self._drainer.complete(batch, subscription, first, self.modules)
+                first = False
+                if batch.end:
+                    return
+        finally:
+            self.feed.unsubscribe(subscription)
+            self._drainer.unsubscribed(subscription)
+
+    def modules(self) -> list[MappedModule]:
+        """The files that the process has mapped as code."""
+        return [
+            MappedModule(
+                view.loaded.path,
+                view.loaded.build_id,
+                view.loaded.start,
+                view.loaded.end,
+                view.loaded.load_bias,
+            )
+            for view in self._attachment.program.modules
+        ]
+
+    def _new_functions(self, known: int) -> tuple[int, list[TracedFunction]]:
+        functions = self._functions
+        return len(functions), list(functions.values())[known:]
+
+    # -- state -------------------------------------------------------------
+
+    def info(self) -> SessionInfo:
+        """The session as it stands now."""
+        lost = self._rings.lost_total() if not self._closing else self._drainer.final_lost
+        return SessionInfo(
+            session_id=self.session_id,
+            process=self.process,
+            owner=self.owner,
+            attached_unix_ns=self._attached_unix_ns,
+            tracepoint_count=len(self.enabled_addresses()),
+            records_produced=self._drainer.records_total + lost,
+            records_lost=lost,
+            annex_bytes=self._attachment.annex.mapped_bytes,
+            stream_count=len(self.feed.subscriptions),
+            end_reason=self.end_detail,
+        )
+
+    # -- the end -----------------------------------------------------------
+
+    async def detach(self, end: int = END_DETACHED) -> DetachOutcome:
+        """Leave the process as it was, and end all streams.
+
+        Raises:
+            BusyTargetError: The threads did not stop in time: the session goes on.
+        """
+        try:
+            report = await self._run(self._attachment.engine.leave)
+        except TargetGoneError:
+            report = EngineReport([])
+            end = END_EXITED
+        await self._close(end, "detached" if end == END_DETACHED else "")
+        statuses = [outcome.status for outcome in report.outcomes]
+        return DetachOutcome(
+            restored_sites=statuses.count(Status.DISABLED),
+            conflicting_sites=statuses.count(Status.CONFLICT),
+            restored_frames=report.frames,
+            longest_pause_ns=report.pauses.longest_ns,
+            records_produced=self._drainer.records_total + self._drainer.final_lost,
+            records_lost=self._drainer.final_lost,
+        )
+
+    def _process_ended(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        if not self._closing:
+            detail = exit_detail(self.process.pid)
+            self._loop.create_task(self._close(END_EXITED, detail))
+
+    async def _close(self, end: int, detail: str) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        self._loop.remove_reader(self._pidfd)
+        self.end_detail = detail or "ended"
+        await asyncio.to_thread(self._drainer.stop, end, detail)
+        self._worker.shutdown(wait=True)
+        os.close(self._pidfd)
+        self._rings.close()
+        self._attachment.annex.close()
+        self._attachment.memory.close()
+        if not self.ended.done():
+            self.ended.set_result(end)
+
+    async def _run(self, operation: Callable[[], _T]) -> _T:
+        if self._closing:
+            raise TargetGoneError(f"the session of process {self.process.pid} has ended")
+        try:
+            return await self._loop.run_in_executor(self._worker, operation)
+        except OSError as error:
+            # The memory went away between two looks, or there is a bug.
+            if not os.path.exists(f"/proc/{self.process.pid}/maps"):
+                raise TargetGoneError(f"process {self.process.pid} ended meanwhile") from error
+            raise
+        except AgentError:
+            raise
+
+
+def exit_detail(pid: int) -> str:
+    """How a process ended, as far as /proc still tells: "exited with status 0",
+    "killed by signal 11"; "exited" where its parent has reaped it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return "exited"
+    if fields[0] not in (b"Z", b"X") or len(fields) < 50:
+        return "exited"
+    # Field 52 of proc(5), in the form of waitpid's status.
+    status = int(fields[49])
+    if status & 0x7F:
+        return f"killed by signal {status & 0x7F}"
+    return f"exited with status {status >> 8}"
+
+
+def _traced(tracepoint: Tracepoint) -> TracedFunction:
+    return TracedFunction(
+        tracepoint.function_id, function_ref(tracepoint.function), tracepoint.plan.has_exit
+    )
+
+
+def _outcome(report: EngineReport, started: int) -> PatchOutcome:
+    return PatchOutcome(
+        results=[_result(outcome) for outcome in report.outcomes],
+        longest_pause_ns=report.pauses.longest_ns,
+        longest_pause_tid=report.pauses.tid,
+        elapsed_ns=time.monotonic_ns() - started,
+        plan_ns=report.plan_ns,
+    )
+
+
+def _result(outcome: SiteOutcome) -> PatchResult:
+    plan = outcome.plan
+    return PatchResult(
+        function=function_ref(outcome.function),
+        function_id=outcome.function_id,
+        status=outcome.status,
+        form=plan.form if plan else None,
+        writer=outcome.writer or (plan.writer if plan else None),
+        refusal=outcome.refusal,
+        exit_refusal=plan.exit_refusal if plan else None,
+        detail=outcome.detail,
+    )
+
+

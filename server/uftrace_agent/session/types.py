@@ -1,0 +1,186 @@
+"""Values that the session layer takes and gives. No protobuf, no grpc."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from uftrace_agent.engine.model import Form, Refusal, Status, Writer
+from uftrace_agent.process.identity import ProcessId as ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingOptions:
+    """Ring sizes: bytes of one thread's ring (a power of two) and how many rings."""
+
+    ring_bytes: int = 4 << 20
+    ring_count: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRef:
+    """A function of the process. `address` is the live one, `size` in bytes (0 unknown)."""
+
+    name: str
+    linkage_name: str
+    module: str
+    address: int
+    size: int
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionPlan:
+    """A function and what the engine would do with it."""
+
+    function: FunctionRef
+    form: Form | None = None
+    writer: Writer | None = None
+    refusal: Refusal | None = None
+    exit_refusal: Refusal | None = None
+    detail: str = ""
+    enabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PatchOrder:
+    """What a Patch request asks for. `stop_deadline_ns` 0 takes the default."""
+
+    patterns: Sequence[str]
+    owner: str = ""
+    writer: Writer = Writer.AUTO
+    entry_only: bool = False
+    all_or_nothing: bool = False
+    dry_run: bool = False
+    stop_deadline_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PatchResult:
+    """What became of one function."""
+
+    function: FunctionRef
+    function_id: int
+    status: Status
+    form: Form | None = None
+    writer: Writer | None = None
+    refusal: Refusal | None = None
+    exit_refusal: Refusal | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchOutcome:
+    """What became of all functions of a request; times in nanoseconds."""
+
+    results: Sequence[PatchResult]
+    longest_pause_ns: int = 0
+    longest_pause_tid: int = 0
+    elapsed_ns: int = 0
+    plan_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TracepointInfo:
+    """One enabled function of a session."""
+
+    patch: PatchResult
+    owner: str
+    enabled_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session as it stands now."""
+
+    session_id: str
+    process: ProcessId
+    owner: str
+    attached_unix_ns: int
+    tracepoint_count: int
+    records_produced: int
+    records_lost: int
+    annex_bytes: int
+    stream_count: int
+    end_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachOutcome:
+    """The session, and what attaching took."""
+
+    session: SessionInfo
+    created: bool
+    longest_pause_ns: int
+    restored_sites: int
+
+
+@dataclass(frozen=True, slots=True)
+class DetachOutcome:
+    """What detaching did."""
+
+    restored_sites: int
+    conflicting_sites: int
+    restored_frames: int
+    longest_pause_ns: int
+    records_produced: int
+    records_lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClockAnchor:
+    """One moment on the target's ticks and on its host's clocks (nanoseconds)."""
+
+    ticks: int
+    monotonic_ns: int
+    realtime_ns: int
+    ticks_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class TracedFunction:
+    """The function behind an id of the records."""
+
+    function_id: int
+    function: FunctionRef
+    has_exit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MappedModule:
+    """A mapped file. `load_bias` + link-time address = live address."""
+
+    path: str
+    build_id: str
+    start: int
+    end: int
+    load_bias: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Records lost since the stream began at one stage (numbers as in the API)."""
+
+    stage: int
+    records: int
+    tid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """Some records of a session; fields as in StreamEventsResponse.
+
+    `threads` holds (tid, thread name, packed 16-byte records).
+    """
+
+    sequence: int
+    threads: Sequence[tuple[int, str, bytes]] = ()
+    watermark_ticks: int = 0
+    functions: Sequence[TracedFunction] = ()
+    anchors: Sequence[ClockAnchor] = ()
+    losses: Sequence[Loss] = ()
+    records_total: int = 0
+    modules: Sequence[MappedModule] = ()
+    end: int = 0
+    end_detail: str = ""
+    record_count: int = field(default=0)

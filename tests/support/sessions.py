@@ -1,0 +1,136 @@
+"""A session layer that touches no process: for what is the service's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from uftrace_agent.engine.model import Form, Refusal, Status, Writer
+from uftrace_agent.errors import NoSuchSessionError
+from uftrace_agent.session.types import (
+    AttachOutcome,
+    DetachOutcome,
+    EventBatch,
+    FunctionPlan,
+    FunctionRef,
+    PatchOrder,
+    PatchOutcome,
+    PatchResult,
+    ProcessId,
+    RecordingOptions,
+    SessionInfo,
+    TracepointInfo,
+)
+
+WORK = FunctionRef("work", "_Z4workv", "app", 0x401000, 64, ("toil",))
+
+
+def session_info(session_id: str, process: ProcessId, owner: str) -> SessionInfo:
+    return SessionInfo(
+        session_id=session_id,
+        process=process,
+        owner=owner,
+        attached_unix_ns=1,
+        tracepoint_count=0,
+        records_produced=0,
+        records_lost=0,
+        annex_bytes=4096,
+        stream_count=0,
+    )
+
+
+@dataclass
+class ScriptedSessions:
+    """Answers at once, or when `may_finish` is set; raises `failure` where there is one."""
+
+    held: dict[str, SessionInfo] = field(default_factory=dict)
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+    plans: Sequence[FunctionPlan] = ()
+    batches: Sequence[EventBatch] = ()
+    failure: BaseException | None = None
+    may_finish: asyncio.Event = field(default_factory=asyncio.Event)
+    open_streams: int = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_finish.set()
+
+    async def _called(self, *call: object) -> None:
+        self.calls.append(call)
+        await self.may_finish.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def attach(
+        self, process: ProcessId, owner: str, options: RecordingOptions
+    ) -> AttachOutcome:
+        await self._called("attach", process, owner, options)
+        session_id = f"s{len(self.held) + 1}"
+        self.held[session_id] = session_info(session_id, process, owner)
+        return AttachOutcome(self.held[session_id], True, 1000, 0)
+
+    async def detach(self, session_id: str) -> DetachOutcome:
+        await self._called("detach", session_id)
+        self._find(session_id)
+        del self.held[session_id]
+        return DetachOutcome(3, 0, 1, 2000, 10, 0)
+
+    async def patch(self, session_id: str, order: PatchOrder) -> PatchOutcome:
+        await self._called("patch", session_id, order)
+        self._find(session_id)
+        return PatchOutcome(
+            [
+                PatchResult(WORK, 1, Status.ENABLED, Form.PUN, Writer.BYTE),
+                PatchResult(WORK, 2, Status.REFUSED, refusal=Refusal.TOO_SHORT, detail="1 byte"),
+            ],
+            longest_pause_ns=5,
+            longest_pause_tid=7,
+            elapsed_ns=9,
+            plan_ns=4,
+        )
+
+    async def unpatch(
+        self, session_id: str, patterns: Sequence[str], writer: Writer
+    ) -> PatchOutcome:
+        await self._called("unpatch", session_id, tuple(patterns), writer)
+        return PatchOutcome([PatchResult(WORK, 1, Status.DISABLED)])
+
+    async def list_functions(
+        self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int
+    ) -> tuple[int, Sequence[FunctionPlan]]:
+        await self._called("list_functions", process, tuple(patterns), explain, limit)
+        return len(self.plans), self.plans
+
+    def sessions(self) -> list[SessionInfo]:
+        return list(self.held.values())
+
+    def session_of(self, pid: int) -> str:
+        return next((s.session_id for s in self.held.values() if s.process.pid == pid), "")
+
+    def tracepoints(self, session_id: str) -> list[TracepointInfo]:
+        self._find(session_id)
+        return [TracepointInfo(PatchResult(WORK, 1, Status.ENABLED, Form.PUN), "ann", 77)]
+
+    async def stream(
+        self, session_id: str, after_sequence: int, include_buffered: bool
+    ) -> AsyncIterator[EventBatch]:
+        self._find(session_id)
+        self.open_streams += 1
+        try:
+            for batch in self.batches:
+                if batch.sequence > after_sequence:
+                    yield batch
+            await self.ended.wait()
+            yield EventBatch(sequence=999, end=4, end_detail="agent ends")
+        finally:
+            self.open_streams -= 1
+
+    async def shutdown(self) -> None:
+        self.calls.append(("shutdown",))
+        self.ended.set()
+
+    def _find(self, session_id: str) -> SessionInfo:
+        if session_id not in self.held:
+            raise NoSuchSessionError(f"there is no session {session_id}")
+        return self.held[session_id]

@@ -1,0 +1,37 @@
+"""Waiting for what must become true, for a limited time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+_PAUSE_SECONDS = 0.01
+
+
+def wait_until(
+    condition: Callable[[], object],
+    *,
+    timeout: float = 10.0,
+    otherwise: Callable[[], str] = lambda: "it did not become true",
+) -> None:
+    """Wait until `condition()` is true; fail with `otherwise()` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, otherwise()
+        pause.wait(_PAUSE_SECONDS)
+
+
+async def wait_until_async(
+    condition: Callable[[], object],
+    *,
+    timeout: float = 10.0,
+    otherwise: Callable[[], str] = lambda: "it did not become true",
+) -> None:
+    """The same beside a running event loop."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, otherwise()
+        await asyncio.sleep(_PAUSE_SECONDS)
