@@ -45,7 +45,7 @@ _BY_CODE: Mapping[grpc.StatusCode, type[UftraceError]] = {
     grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.ALREADY_EXISTS: ConflictError,
-    grpc.StatusCode.ABORTED: ConflictError,
+    grpc.StatusCode.ABORTED: BusyTargetError,
     grpc.StatusCode.FAILED_PRECONDITION: UnsupportedTargetError,
     grpc.StatusCode.UNIMPLEMENTED: UnsupportedTargetError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
@@ -64,8 +64,10 @@ _BY_REASON: Mapping[str, type[UftraceError]] = {
         BusyTargetError,
     )
 } | {
+    "PID_REUSED": NoSuchProcessError,
     "HELD_BY_ANOTHER_AGENT": ConflictError,
     "TRACED_BY_ANOTHER": ConflictError,
+    "UNWINDER_PATCHED": ConflictError,
 }
 
 

@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 
 from uftrace.agent.v1 import event_pb2
 from uftrace_remote import _grpc_errors, _wire
-from uftrace_remote.enums import EndReason
+from uftrace_remote.enums import EndReason, LossStage
 from uftrace_remote.errors import (
     ConnectionFailedError,
     NoSuchSessionError,
     StreamBrokenError,
     UftraceError,
 )
-from uftrace_remote.values import EventBatch
+from uftrace_remote.values import EventBatch, Loss
 
 # The agent sends a heartbeat every second.
 _SILENCE_SECONDS = 30.0
 _RETRY_SECONDS = 0.25
+
+_EXPIRED = "SEQUENCE_EXPIRED"
 
 
 # Makes a grpc.aio unary-stream call; generated stubs have no types.
@@ -47,6 +49,27 @@ class StreamRequest:
     reconnect_seconds: float = 10.0
 
 
+# The agent counts losses from the beginning of each stream; we go on counting
+# from where the one before it broke.
+class _Losses:
+    def __init__(self) -> None:
+        self._before: dict[tuple[LossStage, int], int] = {}
+        self._now: dict[tuple[LossStage, int], int] = {}
+
+    def carry_on(self, batch: EventBatch) -> EventBatch:
+        for loss in batch.losses:
+            place = (loss.stage, loss.tid)
+            self._now[place] = self._before.get(place, 0) + loss.records
+        if not self._before:
+            return batch
+        whole = self._before | self._now
+        losses = tuple(Loss(stage, count, tid) for (stage, tid), count in whole.items())
+        return replace(batch, losses=losses)
+
+    def stream_ended(self) -> None:
+        self._before |= self._now
+
+
 async def read_events(
     open_stream: OpenStream, request: StreamRequest, address: str
 ) -> AsyncIterator[EventBatch]:
@@ -60,14 +83,16 @@ async def read_events(
         UftraceError: The stream could not be opened.
     """
     sequence = request.after_sequence
+    resume_at = sequence
     started = False
+    losses = _Losses()
     deadline = 0.0
     while True:
         call = open_stream(
             event_pb2.StreamEventsRequest(
                 session_id=request.session_id,
-                after_sequence=sequence,
-                include_buffered=request.include_buffered and not started,
+                after_sequence=resume_at,
+                include_buffered=request.include_buffered or (started and not resume_at),
             )
         )
         try:
@@ -83,8 +108,8 @@ async def read_events(
                 deadline = 0.0
                 if sequence and message.sequence <= sequence:
                     continue
-                sequence = message.sequence
-                batch = _wire.batch_from_wire(message)
+                sequence = resume_at = message.sequence
+                batch = losses.carry_on(_wire.batch_from_wire(message))
                 yield batch
                 if batch.end is not EndReason.NONE:
                     return
@@ -99,6 +124,11 @@ async def read_events(
             call.cancel()
         if not started:
             raise failure
+        losses.stream_ended()
+        if failure.reason == _EXPIRED and resume_at:
+            # The agent no longer has what came meanwhile: go on with what it has.
+            resume_at = 0
+            continue
         now = time.monotonic()
         deadline = deadline or now + request.reconnect_seconds
         if not isinstance(failure, ConnectionFailedError) or now >= deadline:
@@ -107,7 +137,7 @@ async def read_events(
 
 
 def _broken(failure: UftraceError, address: str) -> UftraceError:
-    hint = "the agent restores the target by itself; see what it says in its log"
+    hint = "start the agent again: it restores what it had patched"
     if isinstance(failure, NoSuchSessionError):
         return StreamBrokenError(
             f"the agent at {address} restarted and no longer knows the session",

@@ -73,7 +73,8 @@ class AgentClient:
     ) -> None:
         self.endpoint = endpoint
         self._timeout = timeout
-        self._channel, self._metadata = open_channel(endpoint, credentials)
+        self._channel, bearer = open_channel(endpoint, credentials)
+        self._metadata = (*bearer, ("uftrace-owner", default_owner()))
         # The generated service stub has no types.
         make_stub: Any = agent_pb2_grpc.AgentServiceStub
         self._stub = make_stub(self._channel)
@@ -312,7 +313,9 @@ def default_owner() -> str:
     except (KeyError, OSError):
         # A uid without a passwd entry, as containers have.
         user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    owner = f"{user}@{socket.gethostname()}"
+    # It travels as gRPC metadata, which is ASCII.
+    return owner.encode("ascii", "replace").decode()
 
 
 def _request_id() -> str:

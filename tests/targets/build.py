@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -85,7 +85,7 @@ VARIANTS: dict[str, Variant] = {
     "fp": _gcc("-fno-omit-frame-pointer"),
     "nofp": _gcc("-fomit-frame-pointer"),
     "g": _gcc("-g"),
-    "lto": _gcc("-flto"),
+    "lto": _gcc("-flto=auto"),
     "pad": _gcc("-falign-functions=32"),
     "dense": _gcc("-Os", "-fno-align-functions"),
 }
@@ -109,6 +109,7 @@ class Program:
         link: Libraries and flags for the link.
         shared: Extra shared objects beside the program: (file name, source).
         generated: Arguments of the generator.
+        arguments: What the program is started with when it is checked.
     """
 
     sources: tuple[str, ...]
@@ -117,6 +118,7 @@ class Program:
     link: tuple[str, ...] = ()
     shared: tuple[tuple[str, str], ...] = ()
     generated: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 PROGRAMS: dict[str, Program] = {
@@ -151,6 +153,7 @@ PROGRAMS: dict[str, Program] = {
         (DEFAULT,),
         flags=("-isystem", "/usr/include/python3.11"),
         link=("-lpython3.11",),
+        arguments=("-I", str(HERE.parent / "support/programs/_loads/interpreter.py")),
     ),
     "gopher": Program(("gopher.go",), GO),
 }
@@ -171,19 +174,14 @@ def _parts(name: str) -> tuple[Program, str]:
     stem, _, argument = name.partition("@")
     program = PROGRAMS[stem]
     if argument:
-        program = Program(
-            program.sources,
-            program.variants,
-            program.flags,
-            program.link,
-            program.shared,
-            (argument,),
-        )
+        program = replace(program, generated=(argument,))
     return program, stem
 
 
 def _key(program: Program, variant: str) -> str:
-    digest = hashlib.sha256(repr((program, VARIANTS.get(variant), COMMON)).encode())
+    digest = hashlib.sha256(
+        repr((replace(program, arguments=()), VARIANTS.get(variant), COMMON)).encode()
+    )
     for name in (*program.sources, *(source for _, source in program.shared)):
         digest.update(name.encode())
         digest.update((HERE / name).read_bytes())
@@ -298,7 +296,7 @@ def _check(name: str, variant: str, seconds: float) -> str:
     binary = build(name, variant)
     with tempfile.TemporaryDirectory() as scratch:  # -pg programs write gmon.out
         process = subprocess.Popen(
-            [binary],
+            [binary, *_parts(name)[0].arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

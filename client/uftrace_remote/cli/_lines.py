@@ -56,7 +56,7 @@ class LineFormatter:
             text = f"{call} {{" if line.kind is LineKind.BEGIN else f"{call};"
             if line.skipped:
                 text += " /* skipped */"
-        return f"{took} [{line.tid:6d}] | {indent}{text}"
+        return f" {took} [{line.tid:6d}] | {indent}{text}"
 
     def format_all(self, lines: Iterable[TreeLine]) -> list[str]:
         """All lines."""

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_RICH_ROWS = 1000
+
 _UNITS = (("us", 1_000), ("ms", 1_000_000), (" s", 1_000_000_000), (" m", 60_000_000_000))
 
 
@@ -57,41 +59,47 @@ def to_json(value: Any) -> Any:
 
 def print_table(
     columns: Sequence[tuple[str, str]],
-    rows: Iterable[Sequence[str | Text]],
+    rows: Iterable[Sequence[str]],
     *,
     color: bool | None = None,
 ) -> None:
-    """A table on stdout.
+    """A table on stdout: fitted to a terminal, uncut and unpadded everywhere else.
 
     Args:
         columns: Title and "left" or "right".
-        rows: Cells as text; markup in them is not interpreted.
+        rows: Cells; markup in them is not interpreted.
         color: As in `Settings`.
     """
+    cells = [tuple(row) for row in rows]
+    # rich lays out some thousand rows a second; a program has 200,000 functions.
+    if sys.stdout.isatty() and len(cells) <= _RICH_ROWS:
+        _print_fitted(columns, cells, color)
+    else:
+        _print_plain(columns, cells)
+
+
+def _print_fitted(
+    columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], color: bool | None
+) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for index, (title, justify) in enumerate(columns):
-        last = index == len(columns) - 1
-        table.add_column(
-            title,
-            justify="right" if justify == "right" else "left",
-            no_wrap=True,
-            overflow="ellipsis" if last else "fold",
-        )
+    for title, justify in columns[:-1]:
+        table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True)
+    table.add_column(columns[-1][0], no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    console(color).print(table)
+        table.add_row(*map(Text, row))
+    Console(no_color=color is False, highlight=False).print(table)
 
 
-def console(color: bool | None = None) -> Console:
-    """A console on stdout; wide when stdout is no terminal, so that nothing is cut."""
-    terminal = sys.stdout.isatty()
-    return Console(
-        file=sys.stdout,
-        no_color=color is False,
-        highlight=False,
-        width=None if terminal else 10_000,
-        soft_wrap=not terminal,
-    )
+def _print_plain(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
+    titles = tuple(title for title, _ in columns)
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    rights = [justify == "right" for _, justify in columns]
+    for row in (titles, *rows):
+        line = "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, rights, strict=True)
+        )
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def duration(nanoseconds: int | float) -> str:
@@ -107,6 +115,14 @@ def duration(nanoseconds: int | float) -> str:
 def brief_duration(nanoseconds: int | float) -> str:
     """The same without padding."""
     return " ".join(duration(nanoseconds).split())
+
+
+def pause(nanoseconds: int, tid: int = 0) -> str:
+    """How long threads were stopped."""
+    if not nanoseconds:
+        return "no thread paused"
+    which = f" (thread {tid})" if tid else ""
+    return f"longest pause {brief_duration(nanoseconds)}{which}"
 
 
 def size(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -77,12 +78,15 @@ def run_until_interrupted(work: Callable[[asyncio.Event], Awaitable[_T]]) -> _T:
                 task.cancel()
             stop.set()
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Only the main thread of a program can take signals.
+        on_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if on_main else ()
+        for number in numbers:
             loop.add_signal_handler(number, interrupt)
         try:
             return await task
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
     return asyncio.run(body())

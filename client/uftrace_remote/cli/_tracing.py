@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import glob
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _FIRST_BATCH_SECONDS = 3.0
 _QUEUED_BATCHES = 64
 
 _CANCEL_SECONDS = 1.0
+_SILENCE_SECONDS = 3.0
 
 _ACTIVE = (PatchStatus.ENABLED, PatchStatus.ALREADY_ENABLED)
 
@@ -165,6 +167,8 @@ class BatchPump:
             _QUEUED_BATCHES
         )
         self._first = asyncio.Event()
+        self._latest = time.monotonic()
+        self._silent = False
         self._task = asyncio.create_task(self._read())
 
     @property
@@ -186,6 +190,7 @@ class BatchPump:
             UftraceError: The stream broke.
         """
         if self._queue.empty():
+            self._note_silence()
             async with asyncio.timeout(timeout):
                 item = await self._queue.get()
         else:
@@ -195,6 +200,14 @@ class BatchPump:
         if isinstance(item, BaseException):
             raise item
         return item
+
+    # The agent sends a heartbeat every second: without one for longer than
+    # that, something is wrong, and the stream is being got back.
+    def _note_silence(self) -> None:
+        silent = time.monotonic() - self._latest > _SILENCE_SECONDS
+        if silent and not self._silent:
+            _output.note("# nothing from the agent for some seconds; waiting for it")
+        self._silent = silent
 
     async def close(self) -> None:
         """Ends the stream."""
@@ -207,6 +220,7 @@ class BatchPump:
             async with aclosing(self._batches) as batches:  # type: ignore[type-var]
                 async for batch in batches:
                     self._first.set()
+                    self._latest = time.monotonic()
                     await self._queue.put(batch)
         except UftraceError as error:
             await self._queue.put(error)

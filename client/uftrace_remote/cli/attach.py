@@ -38,7 +38,7 @@ def attach(settings: Settings, target: str, as_json: bool) -> None:
         return
     click.echo(
         f"attached to {session.process.pid} ({session.process.command_name}): session "
-        f"{session.session_id}, longest pause {_output.brief_duration(result.longest_pause_ns)}"
+        f"{session.session_id}, {_output.pause(result.longest_pause_ns)}"
     )
     if result.restored_sites:
         _output.note(f"restored {_output.plural(result.restored_sites, 'site')} of a dead agent")

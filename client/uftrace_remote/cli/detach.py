@@ -32,7 +32,7 @@ def detach(settings: Settings, target: str, as_json: bool) -> None:
         return
     click.echo(
         f"detached: {_output.plural(result.restored_sites, 'site')} restored, "
-        f"longest pause {_output.brief_duration(result.longest_pause_ns)}; "
+        f"{_output.pause(result.longest_pause_ns)}; "
         f"{_output.plural(result.records_produced, 'record')}, {result.records_lost:,} lost"
     )
     if result.conflicting_sites:

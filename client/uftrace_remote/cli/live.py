@@ -140,8 +140,7 @@ async def _show(
     view = _View(request, result, settings, printer)
     _output.note(
         f"tracing {_output.plural(view.function_count, 'function')} of {held.process.pid} "
-        f"({held.process.command_name}), longest pause "
-        f"{_output.brief_duration(result.longest_pause_ns)}; Ctrl-C stops"
+        f"({held.process.command_name}), {_output.pause(result.longest_pause_ns)}; Ctrl-C stops"
     )
     print_refusals(result.results)
     deadline = None if request.duration_ns is None else time.monotonic() + request.duration_ns / 1e9

@@ -110,10 +110,7 @@ def _print_summary(result: PatchResult, dry_run: bool) -> None:
     if result.elapsed_ns:
         parts.append(f"in {_output.brief_duration(result.elapsed_ns)}")
     if not dry_run:
-        pause = f"longest pause {_output.brief_duration(result.longest_pause_ns)}"
-        if result.longest_pause_tid:
-            pause += f" (thread {result.longest_pause_tid})"
-        parts.append(pause)
+        parts.append(_output.pause(result.longest_pause_ns, result.longest_pause_tid))
     click.echo(", ".join(parts))
 
 

@@ -35,6 +35,6 @@ def unpatch(settings: Settings, target: str, patterns: tuple[str, ...], as_json:
     click.echo(
         f"unpatched {_output.plural(result.disabled_count, 'function')} in "
         f"{_output.brief_duration(result.elapsed_ns)}, "
-        f"longest pause {_output.brief_duration(result.longest_pause_ns)}"
+        f"{_output.pause(result.longest_pause_ns, result.longest_pause_tid)}"
     )
     print_refusals(result.results)

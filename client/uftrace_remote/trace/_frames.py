@@ -20,7 +20,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from uftrace_remote.enums import EndReason, LossStage
 from uftrace_remote.values import (
@@ -39,6 +39,9 @@ RECORDS = b"RECS"
 _HEADER = struct.Struct("<4sIQ")
 _INDEX = struct.Struct("<QQI")
 _THREAD = struct.Struct("<iI")
+
+# A length beyond this is damage, not a frame.
+_LARGEST_BODY = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +87,21 @@ def encode_records(batch: EventBatch) -> list[bytes]:
     return [_HEADER.pack(RECORDS, zlib.crc32(index), length), index, *payload]
 
 
-def read_frames(data: memoryview) -> Iterator[Frame]:
+def read_frames(file: BinaryIO) -> Iterator[Frame]:
     """The whole frames behind the magic, up to a torn or damaged one."""
-    offset = len(MAGIC)
-    while offset + _HEADER.size <= len(data):
-        tag, crc, length = _HEADER.unpack_from(data, offset)
-        start = offset + _HEADER.size
-        offset = start + length
-        if tag not in (META, RECORDS) or offset > len(data):
+    offset = file.seek(len(MAGIC))
+    while len(header := file.read(_HEADER.size)) == _HEADER.size:
+        tag, crc, length = _HEADER.unpack(header)
+        if tag not in (META, RECORDS) or length > _LARGEST_BODY:
             return
-        body = data[start:offset]
+        body = memoryview(file.read(length))
+        if len(body) < length:
+            return
         if tag == META and zlib.crc32(body) != crc:
             return
         if tag == RECORDS and (length < _INDEX.size or zlib.crc32(_index(body)) != crc):
             return
+        offset += _HEADER.size + length
         yield Frame(tag, body, offset)
 
 

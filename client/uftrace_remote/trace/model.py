@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntFlag
 
@@ -96,16 +95,14 @@ class PairedChunk:
         )
         return rows[np.argsort(rows["begin_seq"], kind="stable")]
 
-    def events(self) -> Iterator[tuple[bool, int]]:
-        """Begins and ends in order: (whether it is a begin, row).
+    def event_order(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Begins and ends in order: whether each is a begin, and its row.
 
         Rows below `len(finished)` are of `finished`, the others of `opened`.
         """
-        rows = len(self.finished)
         begins = np.concatenate([self.finished["begin_seq"], self.opened["begin_seq"]])
         here = np.flatnonzero(begins >= self.first_seq)
         sequences = np.concatenate([begins[here], self.finished["end_seq"]])
         order = np.argsort(sequences, kind="stable")
-        indices = np.concatenate([here, np.arange(rows)])[order].tolist()
-        is_begin = (order < len(here)).tolist()
-        return zip(is_begin, indices, strict=True)
+        rows = np.concatenate([here, np.arange(len(self.finished))])[order]
+        return order < len(here), rows

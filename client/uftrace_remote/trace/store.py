@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -161,7 +160,7 @@ class TraceReader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.metadata: dict[str, Any] = _load_metadata(directory)
-        self._data = _map_events(directory)
+        _check_magic(directory)
         self._end = len(_frames.MAGIC)
         self._summary: TraceSummary | None = None
 
@@ -179,7 +178,7 @@ class TraceReader:
     def truncated(self) -> bool:
         """Whether the file ends in a torn frame."""
         _ = self.summary
-        return self._end != len(self._data)
+        return self._end != (self.directory / _EVENTS).stat().st_size
 
     @property
     def complete(self) -> bool:
@@ -189,18 +188,19 @@ class TraceReader:
     def batches(self) -> Iterator[EventBatch]:
         """The batches as they were received; thread names are carried along."""
         names: dict[int, str] = {}
-        for frame in _frames.read_frames(self._data):
-            self._end = max(self._end, frame.end)
-            if frame.tag == _frames.META:
-                batch, news = _frames.decode_meta(frame.body)
-                names |= news
-                yield batch
-            else:
-                batch = _frames.decode_records(frame.body)
-                threads = tuple(
-                    replace(thread, name=names.get(thread.tid, "")) for thread in batch.threads
-                )
-                yield replace(batch, threads=threads)
+        with (self.directory / _EVENTS).open("rb") as file:
+            for frame in _frames.read_frames(file):
+                self._end = max(self._end, frame.end)
+                if frame.tag == _frames.META:
+                    batch, news = _frames.decode_meta(frame.body)
+                    names |= news
+                    yield batch
+                else:
+                    batch = _frames.decode_records(frame.body)
+                    threads = tuple(
+                        replace(thread, name=names.get(thread.tid, "")) for thread in batch.threads
+                    )
+                    yield replace(batch, threads=threads)
 
 
 def _prepare(directory: Path, force: bool) -> None:
@@ -258,17 +258,14 @@ def _load_metadata(directory: Path) -> dict[str, Any]:
     return found
 
 
-def _map_events(directory: Path) -> memoryview:
-    path = directory / _EVENTS
+def _check_magic(directory: Path) -> None:
     try:
-        with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-    except (OSError, ValueError) as error:
-        # mmap refuses an empty file with ValueError.
+        with (directory / _EVENTS).open("rb") as file:
+            magic = file.read(len(_frames.MAGIC))
+    except OSError as error:
         raise _no_trace(directory) from error
-    if data[: len(_frames.MAGIC)] != _frames.MAGIC:
+    if magic != _frames.MAGIC:
         raise _no_trace(directory)
-    return data
 
 
 def _no_trace(directory: Path) -> OutputError:

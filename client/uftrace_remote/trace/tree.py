@@ -167,8 +167,8 @@ class CallTree:
     # Turns a chunk into events; returns how many calls of it will be shown.
     def _collect(self, tid: int, chunk: PairedChunk, room: int) -> int:
         chunk = self._without_hidden(chunk)
-        begins = np.concatenate([chunk.finished["begin_seq"], chunk.opened["begin_seq"]])
-        new = np.sort(begins[begins >= chunk.first_seq])
+        numbers = np.concatenate([chunk.finished["begin_seq"], chunk.opened["begin_seq"]])
+        new = np.sort(numbers[numbers >= chunk.first_seq])
         if len(new) > room:
             cutoff = int(new[room])
             late = chunk.finished["begin_seq"] >= cutoff
@@ -186,7 +186,8 @@ class CallTree:
         columns = [rows[name].tolist() for name in ("begin_seq", "parent_seq", "function", "flags")]
         begin_seq, parent_seq, function, flags = columns
         order, count = self._order, len(rows)
-        for is_begin, row in chunk.events():
+        begins, places = chunk.event_order()
+        for is_begin, row in zip(begins.tolist(), places.tolist(), strict=True):
             order += 1
             self._waiting.append(
                 (

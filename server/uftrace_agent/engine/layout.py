@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from uftrace_agent.engine.model import RefusedError, Refusal
-from uftrace_agent.process.address_space import PAGE, SMALL_HEAP_ROOM, FreeSpace, Mapping
+from uftrace_agent.process.address_space import PAGE, SMALLER_HEAP_ROOMS, FreeSpace, Mapping
 
 # A branch reaches 2 GiB; keep away from the edge, so that code at the far end
 # of a region is reached as well.
@@ -59,8 +59,7 @@ class CodeLayout:
     def __init__(
         self, mappings: Sequence[Mapping], runtime_bytes: int, stub_bytes: int, reach: int
     ) -> None:
-        self._free = FreeSpace(mappings)
-        self._near_heap = FreeSpace(mappings, SMALL_HEAP_ROOM)
+        self._look(mappings)
         self._runtime_bytes = -(-runtime_bytes // stub_bytes) * stub_bytes
         self._stub_bytes = stub_bytes
         self._reach = reach
@@ -74,16 +73,21 @@ class CodeLayout:
 
     def refresh(self, mappings: Sequence[Mapping]) -> None:
         """Take a new look at the address space; what is pending stays taken."""
-        self._free = FreeSpace(mappings)
-        self._near_heap = FreeSpace(mappings, SMALL_HEAP_ROOM)
+        self._look(mappings)
         for region in self._pending_regions:
             self._take(region.base, region.end)
         for page in self._pending_pages:
             self._take(page, page + PAGE)
 
+    # The most careful view first; landings may use the others too.
+    def _look(self, mappings: Sequence[Mapping]) -> None:
+        self._free = FreeSpace(mappings)
+        rooms = (FreeSpace(mappings, room) for room in SMALLER_HEAP_ROOMS)
+        self._views = (self._free, *rooms)
+
     def _take(self, start: int, end: int) -> None:
-        self._free.take(start, end)
-        self._near_heap.take(start, end)
+        for view in self._views:
+            view.take(start, end)
 
     # -- stubs ------------------------------------------------------------
 
@@ -146,7 +150,7 @@ class CodeLayout:
             start = self._hole(page, max(low, page), min(low + span, page + PAGE - size), size)
             if start is not None and self._claim_landing(start, size):
                 return start
-        for free in (self._free, self._near_heap):
+        for free in self._views:
             base = free.find(PAGE, low // PAGE * PAGE, low + span + PAGE, near=low)
             if base is not None:
                 start = max(base, low)
@@ -168,7 +172,7 @@ class CodeLayout:
             if page in self._used:
                 if any(s < start + size and start < e for s, e in self._used[page]):
                     return False
-            elif not self._near_heap.is_free(page, page + PAGE):
+            elif not self._views[-1].is_free(page, page + PAGE):
                 return False
         for page in pages:
             if page not in self._used:

@@ -12,12 +12,12 @@ from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.exit_rules import ProcessTraits
 from uftrace_agent.engine.layout import CodeLayout
 from uftrace_agent.engine.manifest import Entry, Manifest, Phase
-from uftrace_agent.engine.model import Refusal, Status, Writer
+from uftrace_agent.engine.model import Refusal, RefusedError, Status, Writer
 from uftrace_agent.engine.planner import Planned, Planner, PlanOptions
 from uftrace_agent.engine.program import Program, ProgramFunction
 from uftrace_agent.engine.site import CodeWrite, Patch, SitePlan
 from uftrace_agent.engine.tracepoint import Tracepoint
-from uftrace_agent.engine.unwinder import UnwinderHooks, find_unwinders
+from uftrace_agent.engine.unwinder import Unwinder, UnwinderHooks, find_unwinders
 from uftrace_agent.engine.writer import (
     FrameRepair,
     Pauses,
@@ -88,6 +88,7 @@ class PatchEngine:
         self._architecture = architecture
         self._has_shadow_stack = has_shadow_stack
         self._hooks = UnwinderHooks()
+        self._unhookable: set[int] = set()
         self.tracepoints: dict[int, Tracepoint] = {}
         self._next_id = 1
 
@@ -104,6 +105,8 @@ class PatchEngine:
         """
         started = time.monotonic_ns()
         report = EngineReport([])
+        if not (options.dry_run or options.plan.entry_only):
+            self._hook_unwinders(report.pauses)
         parked, planned, layout = self._plan(functions, options, report)
         report.plan_ns = time.monotonic_ns() - started
         if options.dry_run or (options.all_or_nothing and _has_refusal(report.outcomes)):
@@ -196,15 +199,14 @@ class PatchEngine:
         """What of the process forbids hijacked returns."""
         found = find_unwinders(self._program.modules)
         return ProcessTraits(
-            has_shadow_stack=self._has_shadow_stack, unwinder_refusal=found.unhookable
+            has_shadow_stack=self._has_shadow_stack,
+            unwinder_refusal=found.unhookable or bool(self._unhookable),
         )
 
     # Everything that no thread can see yet: memory, stubs, landings, journal.
     def _prepare(
         self, planned: list[Tracepoint], layout: CodeLayout, report: EngineReport
     ) -> list[Tracepoint]:
-        if any(tracepoint.plan.has_exit for tracepoint in planned):
-            self._hook_unwinders(report.pauses)
         failed = [(m.start, m.start + m.size) for m in self._annex.map_pending()]
         ready: list[Tracepoint] = []
         for tracepoint in planned:
@@ -331,32 +333,40 @@ class PatchEngine:
     # process must be able to see through the thunks (H39).
     def _hook_unwinders(self, pauses: Pauses) -> None:
         for unwinder in find_unwinders(self._program.modules).hookable:
-            if unwinder.address in self._hooks.addresses:
-                continue
+            if unwinder.address not in self._hooks.addresses | self._unhookable:
+                self._hook_unwinder(unwinder, pauses)
+
+    def _hook_unwinder(self, unwinder: Unwinder, pauses: Pauses) -> None:
+        self._annex.layout.refresh(read_mappings(self._memory.pid))
+        try:
             plan = self._architecture.plan_unwinder_hook(
                 unwinder.module.code_of(unwinder.index), unwinder.module.span, self._annex.layout
             )
-            if self._annex.map_pending():
-                raise BusyTargetError(
-                    "no memory could be mapped beside the unwinder", hint="try again"
-                )
-            self._write_code(plan.writes)
-            index = self._manifest.reserve(1)
-            entry = Entry(Phase.PATCHING, plan.form, 0, plan.head, plan.tail)
-            self._manifest.write([(index, entry)])
-            if plan.writer is Writer.BYTE:
-                statuses = write_running(self._memory, [plan.head])
-            else:
-                order = StopOrder([plan.head], DEFAULT_STOP_DEADLINE_NS)
-                statuses, _ = write_stopped(self._memory, order, pauses)
-            if statuses[0] not in _DONE:
-                self._manifest.write([(index, Entry(Phase.FREE, plan.form, 0, plan.head, None))])
-                raise BusyTargetError(
-                    "somebody else has patched the unwinder (_Unwind_Find_FDE)",
-                    reason="UNWINDER_PATCHED",
-                    hint="use --entry-only, or end the other tracer",
-                )
+        except RefusedError:
+            self._unhookable.add(unwinder.address)
+            return
+        if _any_inside(plan.writes, [(m.start, m.start + m.size) for m in self._annex.map_pending()]):
+            self._unhookable.add(unwinder.address)
+            return
+        self._write_code(plan.writes)
+        index = self._manifest.reserve(1)
+        self._manifest.write([(index, Entry(Phase.PATCHING, plan.form, 0, plan.head, plan.tail))])
+        if plan.tail is not None:
+            write_running(self._memory, [plan.tail])
+        if plan.writer is Writer.BYTE:
+            statuses = write_running(self._memory, [plan.head])
+        else:
+            order = StopOrder([plan.head], DEFAULT_STOP_DEADLINE_NS)
+            statuses, _ = write_stopped(self._memory, order, pauses)
+        if statuses[0] in _DONE:
+            self._manifest.write(
+                [(index, Entry(Phase.PATCHED, plan.form, 0, plan.head, plan.tail))]
+            )
             self._hooks.add(unwinder.address, plan, index)
+            return
+        # Somebody else has patched it: exits are not traced then.
+        self._manifest.write([(index, Entry(Phase.FREE, plan.form, 0, plan.head, plan.tail))])
+        self._unhookable.add(unwinder.address)
 
     # -- disabling ---------------------------------------------------------
 
@@ -459,6 +469,8 @@ class PatchEngine:
             # that is no danger, since the code stays.
             order = StopOrder(heads, 10 * deadline_ns, (), repair)
             _, report.frames = write_stopped(self._memory, order, report.pauses)
+        tails = [hook.plan.tail.reversed() for hook in hooks if hook.plan.tail is not None]
+        write_running(self._memory, tails)
         self._manifest.write(
             [
                 (hook.journal_index, Entry(Phase.FREE, hook.plan.form, 0, hook.plan.head, None))

@@ -15,10 +15,10 @@ _LOWEST = 0x10000
 _HIGHEST = 0x7FFF_FFFF_F000
 # Room for brk to grow into, and for the main thread's stack (H81). Since Linux
 # 6.11 the heap of a PIE program begins up to 1 GiB above it, right where most
-# punned jumps lead: they may go down to the smaller room if nothing else is
-# free. A brk that hits it fails, and malloc goes on with mmap.
+# punned jumps lead: they may use the smaller rooms, in turn, if nothing else is
+# free. A brk that hits them fails, and malloc goes on with mmap.
 HEAP_ROOM = 1 << 30
-SMALL_HEAP_ROOM = 256 << 20
+SMALLER_HEAP_ROOMS = (256 << 20, 32 << 20)
 _STACK_ROOM = 256 << 20
 # The kernel keeps this much free below a growing stack (stack_guard_gap).
 _STACK_GUARD = 1 << 20

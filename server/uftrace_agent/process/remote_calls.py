@@ -15,12 +15,14 @@ from uftrace_agent.process.threads import ThreadState, remote_call_candidates
 from uftrace_agent.runtime.host_library import CCall, CLook, CRemote, error_for, library
 
 # x86-64: `syscall; ret`, and glibc's and musl's signal restorer
-# (`mov $15, %rax; syscall`), which are in every libc and static program.
+# (`mov $15, %rax; syscall`) or, in static programs that handle no signals,
+# `pop %rax; ret`, which some instruction's last bytes always are.
 _GADGET = b"\x0f\x05\xc3"
 _RESTORERS = (
     b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05",
     b"\xb8\x0f\x00\x00\x00\x0f\x05",
 )
+_POP_RAX = b"\x58\xc3"
 _DEADLINE_NS = 2_000_000_000
 _ROUNDS = 20
 
@@ -53,6 +55,7 @@ class RemoteCaller:
         self._pid = memory.pid
         self._gadget = 0
         self._restorer = 0
+        self._pop_rax = 0
         self.longest_pause_ns = 0
 
     def call(self, calls: Sequence[RemoteCall]) -> list[int]:
@@ -121,6 +124,7 @@ class RemoteCaller:
             calls=array,
             gadget=self._gadget,
             restorer=self._restorer,
+            pop_rax=self._pop_rax,
             stack_low=low,
             scratch=bytes(scratch),
             scratch_bytes=len(scratch),
@@ -137,11 +141,13 @@ class RemoteCaller:
             code = self._memory.read_some(mapping.start, mapping.end - mapping.start)
             if not self._gadget and (at := code.find(_GADGET)) >= 0:
                 self._gadget = mapping.start + at
+            if not self._pop_rax and (at := code.find(_POP_RAX)) >= 0:
+                self._pop_rax = mapping.start + at
             for restorer in _RESTORERS:
                 if not self._restorer and (at := code.find(restorer)) >= 0:
                     self._restorer = mapping.start + at
-            if self._gadget and self._restorer:
-                return
+        if self._gadget and (self._restorer or self._pop_rax):
+            return
         raise EngineFaultError(
             f"process {self._pid} has no code that could make a system call for the agent",
             reason="NO_SYSCALL_GADGET",

@@ -119,6 +119,7 @@ class CRemote(ctypes.Structure):
         ("calls", ctypes.POINTER(CCall)),
         ("gadget", ctypes.c_uint64),
         ("restorer", ctypes.c_uint64),
+        ("pop_rax", ctypes.c_uint64),
         ("stack_low", ctypes.c_uint64),
         ("scratch", ctypes.c_char_p),
         ("scratch_bytes", ctypes.c_uint32),

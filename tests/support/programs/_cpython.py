@@ -42,9 +42,7 @@ class _Workload(Load):
 def cpython() -> Iterator[Program]:
     """Runs the workload script in an interpreter whose functions are in libpython."""
     binary = build("pyhost")
-    with TargetProcess(
-        binary, "-I", str(LOADS / "interpreter.py"), environment={"PYTHONHASHSEED": "0"}
-    ) as target:
+    with TargetProcess(binary, "-I", str(LOADS / "interpreter.py")) as target:
         target.pause()
         maps = Path(f"/proc/{target.pid}/maps").read_text().split()
         library = next(Path(word) for word in maps if "/libpython3" in word)

@@ -40,6 +40,7 @@ _COUNTED: Final = frozenset(
         x86.X86_INS_LOOPNE,
     }
 )
+_BRANCHES: Final = frozenset({x86.X86_INS_CALL, x86.X86_INS_JMP, *_CONDITIONS, *_COUNTED})
 # Cannot run elsewhere: they enter the kernel, which may rewind them (H6), trap,
 # or save their own address (H18).
 _UNMOVABLE: Final = frozenset(
@@ -64,10 +65,15 @@ _UNMOVABLE: Final = frozenset(
     }
 )
 _UD2: Final = b"\x0f\x0b"
+_REX_B: Final = 0x41
+_PUSH_REGISTER: Final = 0x50
+_STACK_POINTER: Final = frozenset({x86.X86_REG_RSP, x86.X86_REG_ESP, x86.X86_REG_SP})
 ENDBR64: Final = b"\xf3\x0f\x1e\xfa"
 # The one 5-byte nop of the manual, and clang's (-fpatchable-function-entry).
 NOP5: Final = (b"\x0f\x1f\x44\x00\x00", b"\x0f\x1f\x44\x00\x08")
 LONGEST: Final = 15
+# Opcode, ModRM, disp32.
+_SHORTEST_RIP_RELATIVE: Final = 6
 
 
 class UnmovableError(Exception):
@@ -111,12 +117,7 @@ class Instruction:
 
     def branch_target(self) -> int | None:
         """Where a direct call or jump goes; None for anything else."""
-        is_branch = (
-            self.raw.id in (x86.X86_INS_CALL, x86.X86_INS_JMP)
-            or self.raw.id in _CONDITIONS
-            or self.raw.id in _COUNTED
-        )
-        if is_branch and self.raw.operands[0].type == x86.X86_OP_IMM:
+        if self.raw.id in _BRANCHES and self.raw.operands[0].type == x86.X86_OP_IMM:
             return int(self.raw.operands[0].imm) & (1 << 64) - 1
         return None
 
@@ -132,6 +133,20 @@ class Instruction:
             x86.X86_INS_UD2,
             x86.X86_INS_HLT,
         )
+
+    def pushes_register(self) -> bool:
+        """Whether it is `push` of a 64-bit register, and so moves the stack by 8 bytes."""
+        opcode = self.code[1:] if self.code[0] == _REX_B else self.code
+        return len(opcode) == 1 and opcode[0] & 0xF8 == _PUSH_REGISTER
+
+    def goes_straight_on(self) -> bool:
+        """Whether control always goes on behind it, with the stack where it was."""
+        if self.raw.id in _UNMOVABLE or self.is_call() or self.ends_flow():
+            return False
+        if self.raw.id in _CONDITIONS or self.raw.id in _COUNTED:
+            return False
+        _, written = self.raw.regs_access()
+        return not _STACK_POINTER & set(written)
 
     def indirect_slot(self) -> int | None:
         """The address that `call/jmp *disp(%rip)` reads; None for anything else."""
@@ -255,6 +270,8 @@ def _move_indirect_call(instruction: Instruction, destination: int, end: int) ->
 
 
 def _fix_rip_relative(instruction: Instruction, destination: int) -> bytes:
+    if instruction.size < _SHORTEST_RIP_RELATIVE:
+        return instruction.code
     raw = instruction.raw
     for operand in raw.operands:
         if operand.type == x86.X86_OP_MEM and operand.mem.base in (

@@ -79,7 +79,8 @@ struct uh_remote {
 	uint32_t call_count;
 	struct uh_call *calls;
 	uint64_t gadget;   /* `syscall; ret` in the target */
-	uint64_t restorer; /* code that calls rt_sigreturn */
+	uint64_t restorer; /* code that calls rt_sigreturn, or 0 */
+	uint64_t pop_rax;  /* `pop %rax; ret`, where there is no restorer */
 	uint64_t stack_low; /* lowest address that the frame may use; 0: none known */
 	const uint8_t *scratch;
 	uint32_t scratch_bytes;

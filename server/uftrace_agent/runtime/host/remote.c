@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -37,8 +38,11 @@ struct software_bytes {
 	uint32_t padding[7];
 };
 
+/* Where the injected `ret` goes: to the C library's restorer (chain[2] alone),
+ * or, in programs that have none, to `pop %rax; ret` with rt_sigreturn's number
+ * and then to `syscall`. Either way the kernel finds uc behind chain[2]. */
 struct frame {
-	uint64_t restorer; /* what the injected `ret` returns to */
+	uint64_t chain[3];
 	struct {
 		uint64_t flags, link;
 		struct {
@@ -61,6 +65,7 @@ struct work {
 	struct uh_remote *remote;
 	struct uh_registers original;
 	uint64_t frame_at;
+	uint64_t stack_at; /* the stack pointer of the injected calls */
 	uint64_t scratch_at;
 	uint64_t sigmask;
 	uint8_t xstate[XSTATE_MAX];
@@ -114,7 +119,10 @@ static int build_frame(struct work *w, struct frame *frame)
 	memcpy(w->xstate + w->xstate_size, &magic2, 4);
 
 	memset(frame, 0, sizeof *frame);
-	frame->restorer = w->remote->restorer;
+	frame->chain[0] = w->remote->pop_rax;
+	frame->chain[1] = SYS_rt_sigreturn;
+	frame->chain[2] = w->remote->restorer ? w->remote->restorer : w->remote->gadget;
+	w->stack_at = w->frame_at + (w->remote->restorer ? 16 : 0);
 	frame->uc.flags = 1 | 2 | 4; /* UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS */
 	frame->uc.stack.flags = SS_DISABLE;
 	frame->uc.mc.r8 = r.r8;
@@ -184,7 +192,7 @@ static int inject(struct work *w, int64_t number, const uint64_t args[6], int64_
 	now.user.r8 = args[4];
 	now.user.r9 = args[5];
 	now.user.rip = w->remote->gadget;
-	now.user.rsp = w->frame_at;
+	now.user.rsp = w->stack_at;
 	now.user.orig_rax = -1; /* no restart of the interrupted call meanwhile */
 	error = uh_set_registers(tid, &now);
 	if (!error)
@@ -243,7 +251,7 @@ static int run(void *argument)
 	ptrace(PTRACE_SETSIGMASK, remote->tid, 8, &all);
 	/* sigreturn sets the alternate stack from the frame (H76): the first call
 	 * puts the real one there. */
-	ignored[1] = w.frame_at + 8 + 16;
+	ignored[1] = w.frame_at + offsetof(struct frame, uc.stack);
 	error = inject(&w, SYS_sigaltstack, ignored, &result);
 	for (uint32_t i = 0; !error && i < remote->call_count; i++) {
 		struct uh_call *call = &remote->calls[i];

@@ -287,27 +287,52 @@ uf_exit:
 	jne	2b
 	jmp	9b
 
-/* ---- _Unwind_Find_FDE(pc, bases): answers for the thunk array ----
- * Called by the hook's stub. ZF set: not ours, go on with the original. ZF
- * clear: rax = our FDE, and the stub returns it. The FDE's range begins one
- * thunk early, since the unwinder looks up pc - 1 (H39). */
+/* ---- _Unwind_Find_FDE(pc, bases): sees through the thunk array (H39, H40) ----
+ * Called by the hook's stub. ZF set: go on with the original, rdi may have
+ * changed. ZF clear: rax is the answer, and the stub returns it.
+ *
+ * libgcc calls it with bases = &context->bases and pc = context->ra, less 1 but
+ * for signal frames; struct _Unwind_Context has {cfa, ra, lsda, bases} in a row
+ * (libgcc/unwind-dw2.c). So where the word two before bases is a thunk and
+ * agrees with pc, it becomes the real return address, and the unwinder goes
+ * on as if nothing had been hijacked: backtraces and handlers are those of the
+ * untraced program. Anybody else who asks for a pc in the thunk array gets the
+ * array's own FDE, whose range begins one thunk early since pc is usually one
+ * byte before a return address. */
 	.globl	uf_find_fde
 	.hidden	uf_find_fde
 	.p2align 4
 uf_find_fde:
 	movq	uf_params+UF_PARAM_THUNKS(%rip), %rdx
-	subq	$UF_THUNK_BYTES, %rdx
-	movq	%rdi, %rax
+	leaq	UF_THUNK_BYTES(%rdi), %rax
 	subq	%rdx, %rax
 	cmpq	$((UF_THUNK_BYTES << UF_THUNK_BITS) + UF_THUNK_BYTES), %rax
 	jae	1f
+	movq	-16(%rsi), %rax		/* context->ra */
+	movq	%rax, %rcx
+	subq	%rdi, %rcx		/* 1, or 0 in a signal frame */
+	cmpq	$1, %rcx
+	ja	2f
+	subq	%rdx, %rax
+	cmpq	$(UF_THUNK_BYTES << UF_THUNK_BITS), %rax
+	jae	2f
+	testb	$(UF_THUNK_BYTES - 1), %al
+	jne	2f
+	addq	uf_params+UF_PARAM_SLOTS(%rip), %rax
+	movq	(%rax), %rax
+	testq	%rax, %rax
+	je	2f
+	movq	%rax, -16(%rsi)
+	movq	%rax, %rdi
+	subq	%rcx, %rdi
+1:	xorl	%eax, %eax
+	ret
+2:	subq	$UF_THUNK_BYTES, %rdx
 	movq	$0, (%rsi)		/* struct dwarf_eh_bases {tbase, dbase, func} */
 	movq	$0, 8(%rsi)
 	movq	%rdx, 16(%rsi)
 	leaq	uf_unwind_fde(%rip), %rax
 	addq	uf_params+UF_PARAM_FDE_OFFSET(%rip), %rax	/* never 0: ZF clear */
-	ret
-1:	xorl	%eax, %eax
 	ret
 
 	.section .note.GNU-stack,"",@progbits
