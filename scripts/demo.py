@@ -38,13 +38,10 @@ FUNCTIONS = (
     *("*_request", "*_order", "*_response", "*_string", "*_json"),
     *("db_*", "cache_*", "disk_*", "authenticate", "hash_*"),
 )
-LIVE_SECONDS = 4
-RECORD_SECONDS = 2
-SHOWN_REQUESTS = 3
-SHOWN_LINES = 60
+LIVE_SECONDS, RECORD_SECONDS = 4, 2
+SHOWN_REQUESTS, SHOWN_LINES = 3, 60
 # What is shorter is the rest of a request that was under way.
 REQUEST_LINES = 8
-
 PATIENCE_SECONDS = 20.0
 
 # <linux/prctl.h>
@@ -53,7 +50,7 @@ PR_SET_PTRACER = 0x59616D61
 PR_SET_PTRACER_ANY = -1
 CAP_SYS_PTRACE = 19
 
-_COMMANDS = {"uftrace-agent": "uftrace_agent.cli", "uftrace-remote": "uftrace_remote.cli.main"}
+_MODULES = {"uftrace-agent": "uftrace_agent.cli", "uftrace-remote": "uftrace_remote.cli.main"}
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 _TREE_LINE = re.compile(r".*\[ *(?P<tid>\d+)\] \| (?P<indent> *)(?P<call>\S.*)")
 
@@ -66,7 +63,7 @@ def main() -> int:
     """Runs the demo; the exit status."""
     parser = argparse.ArgumentParser(description="Trace a running server, live.")
     parser.add_argument("--output", type=Path, default=ROOT / "demo-out", metavar="DIR")
-    output: Path = parser.parse_args().output
+    output = parser.parse_args().output
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
@@ -101,7 +98,7 @@ def command_line(name: str) -> list[str]:
     script = Path(sys.executable).parent / name
     if script.is_file():
         return [str(script)]
-    return [sys.executable, "-c", f"from {_COMMANDS[name]} import main; main()"]
+    return [sys.executable, "-c", f"from {_MODULES[name]} import main; main()"]
 
 
 @dataclass
@@ -165,9 +162,8 @@ class Demo:
         # Without it zig would leave a cache in the home directory.
         cache = {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}
         flags = [*COMPILER_FLAGS, "-o", str(binary), str(SOURCE)]
-        source = SOURCE.relative_to(ROOT)
         typed = ["python", *compiler[1:]] if "ziglang" in compiler else compiler
-        say(f"$ {shlex.join([*typed, *flags[:-1], str(source)])}")
+        say(f"$ {shlex.join([*typed, *flags[:-1], str(SOURCE.relative_to(ROOT))])}")
         done = subprocess.run([*compiler, *flags], env={**os.environ, **cache})
         if done.returncode:
             raise DemoError("the compiler failed; `make setup` as root installs gcc")
@@ -267,14 +263,13 @@ class Demo:
             due = started + (shown + 0.5) * LIVE_SECONDS / SHOWN_REQUESTS
             if request is None or time.monotonic() < due or lines + len(request) > SHOWN_LINES:
                 continue
-            if any("disk_read" in line for line in request) != bool(shown % 2):
+            if any("disk_read" in each for each in request) != bool(shown % 2):
                 continue
             say("\n".join(request))
             shown += 1
             lines += len(request)
         say(f"(shown here: {shown} of {requests.count:,} requests; `live` prints them all)")
-        if not shown:
-            self.failures.append("no request was seen live")
+        self.failures += [] if shown else ["no request was seen live"]
 
     # A terminal where we have one, so that the tree is in colour.
     def _output_of(self, command: Sequence[str]) -> Iterator[str]:
@@ -328,8 +323,7 @@ class Demo:
         say(f"  uftrace replay -d {where}/uftrace   (or report, graph, tui)")
         say(f"  uftrace-remote replay {where}/trace | less")
         if sys.prefix != sys.base_prefix:
-            here = Path(sys.executable).parent
-            say(f"The commands are in {self._shown(here)}.")
+            say(f"The commands are in {self._shown(Path(sys.executable).parent)}.")
         if not self.failures:
             say("\nAll checks passed: the server ran on, and its code is as it was.")
             return 0
@@ -346,8 +340,6 @@ class Demo:
                 shutil.rmtree(self.output / name, ignore_errors=True)
             for name in ("flamegraph.svg", "chrome.json"):
                 (self.output / name).unlink(missing_ok=True)
-            if not os.access(self.output, os.W_OK):
-                raise PermissionError(f"{self.output} is not writable")
         except OSError as error:
             raise DemoError(f"cannot write there: {error}; use --output DIR") from error
 
@@ -384,8 +376,9 @@ class Text:
         return count
 
     def __str__(self) -> str:
-        size = sum(map(len, self.mappings.values()))
-        return f"{size:,} bytes in {len(self.mappings)} mapped files"
+        return (
+            f"{sum(map(len, self.mappings.values())):,} bytes in {len(self.mappings)} mapped files"
+        )
 
 
 class Requests:
@@ -407,10 +400,9 @@ class Requests:
         if not outermost or not match["call"].startswith("}"):
             return None
         request = self._open.pop(tid)
-        if len(request) < REQUEST_LINES:
-            return None
-        self.count += 1
-        return request
+        whole = len(request) >= REQUEST_LINES
+        self.count += whole
+        return request if whole else None
 
 
 def lines_of(reader: int) -> Iterator[str]:
@@ -485,14 +477,9 @@ def explain_if_tracing_is_forbidden() -> None:
     """Ends the demo before it begins where the kernel would refuse it."""
     scope = ptrace_scope()
     if scope >= 3:
-        raise DemoError(
-            "this kernel lets nobody trace (kernel.yama.ptrace_scope=3, until the next boot)"
-        )
+        raise DemoError("this kernel lets nobody trace until it boots anew (Yama's ptrace_scope=3)")
     if scope == 2 and not may_trace_everything():
-        raise DemoError(
-            "only root may trace here (kernel.yama.ptrace_scope=2): run `sudo make demo`, or "
-            "`sudo sysctl kernel.yama.ptrace_scope=0` first"
-        )
+        raise DemoError(f"only root may trace here (Yama's ptrace_scope=2){advice()}")
 
 
 def advice() -> str:

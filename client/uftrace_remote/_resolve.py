@@ -21,8 +21,9 @@ def choose_process(selector: ProcessSelector, processes: Sequence[Process]) -> P
         UsageError: Several fit.
     """
     found = [process for process in processes if _fits(selector, process)]
-    if len(found) == 1:
-        return found[0]
+    attachable = [process for process in found if process.attachable]
+    if len(attachable) == 1 or len(found) == 1:
+        return (attachable or found)[0]
     if found:
         raise _ambiguous(selector, found)
     if selector.pid:

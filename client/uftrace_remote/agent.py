@@ -148,7 +148,8 @@ class AgentClient:
             UsageError: Several fit; the hint lists them.
         """
         wanted = ProcessSelector.parse(selector) if isinstance(selector, str) else selector
-        everyone = await self.processes(include_unattachable=bool(wanted.pid))
+        # Also those that cannot be attached to: then the agent says why not.
+        everyone = await self.processes(include_unattachable=True)
         return choose_process(wanted, everyone)
 
     async def functions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from uftrace_remote.errors import UsageError
 DEFAULT_PORT = 50051
 
 _HOST = re.compile(r"[A-Za-z0-9_.-]+\Z")
-_IPV6 = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,13 @@ class Endpoint:
             host, bracket, rest = text[1:].partition("]")
             if not bracket:
                 raise _wrong(text, "'[' without ']'")
-            if not _IPV6.match(host):
+            if not _is_ipv6(host):
                 raise _wrong(text, f"'{host}' is no IPv6 address")
             if rest and not rest.startswith(":"):
                 raise _wrong(text, f"'{rest}' after ']'")
             return cls(host=host, port=_port(text, rest[1:]) if rest else DEFAULT_PORT)
         if text.count(":") > 1:
-            if _IPV6.match(text):
+            if _is_ipv6(text):
                 return cls(host=text)
             raise _wrong(text, "too many ':'")
         host, colon, port = text.partition(":")
@@ -89,6 +89,15 @@ class Endpoint:
         if self.is_unix:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# With or without a zone (fe80::1%eth0).
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _port(text: str, port: str) -> int:

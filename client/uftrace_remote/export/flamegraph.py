@@ -129,7 +129,7 @@ def _frame(box: _Box, height: int, everything: int, by_time: bool) -> str:
     share = 100 * box.weight / everything
     figures = f"{_time(box.weight) if by_time else f'{box.weight:,} calls'}, {share:.2f} %"
     if box.calls:
-        figures += f"; {box.calls:,} calls"
+        figures += f"; {box.calls:,} call{'' if box.calls == 1 else 's'}"
         if by_time:
             figures += f", self {_time(box.own)}"
     where = f" [{box.module}]" if box.module else ""

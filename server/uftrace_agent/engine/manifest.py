@@ -83,9 +83,8 @@ class Entry:
         (crc,) = _ENTRY_CRC.unpack_from(data, _ENTRY.size)
         if crc != zlib.crc32(body) or not body[0]:
             return None
-        phase, form, head_size, tail_size, function_id, at, tail_at, old, new, tail_old, tail_new = (
-            _ENTRY.unpack(body)
-        )
+        phase, form, head_size, tail_size, function_id, *places = _ENTRY.unpack(body)
+        at, tail_at, old, new, tail_old, tail_new = places
         tail = Patch(tail_at, tail_old[:tail_size], tail_new[:tail_size]) if tail_size else None
         head = Patch(at, old[:head_size], new[:head_size])
         return Entry(Phase(phase), Form(form), function_id, head, tail)

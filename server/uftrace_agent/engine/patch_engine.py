@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -95,9 +95,17 @@ class PatchEngine:
     # -- enabling ----------------------------------------------------------
 
     def enable(
-        self, functions: Sequence[ProgramFunction], options: EngineOptions
+        self,
+        functions: Sequence[ProgramFunction],
+        options: EngineOptions,
+        announce: Callable[[Sequence[Tracepoint]], None] = lambda new: None,
     ) -> EngineReport:
         """Enable tracepoints.
+
+        Args:
+            functions: Which.
+            options: How.
+            announce: Told of new tracepoints before their first record is.
 
         Raises:
             TargetGoneError: The process ended.
@@ -122,6 +130,7 @@ class PatchEngine:
                 for t in (*parked, *new)
             ]
             return report
+        announce(new)
         self._write(parked + new, options, report)
         return report
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from uftrace_agent.engine.architecture import Architecture, SiteRequest
 from uftrace_agent.engine.exit_rules import ProcessTraits, exit_refusal
 from uftrace_agent.engine.layout import CodeLayout
-from uftrace_agent.engine.model import RefusedError, Refusal, Writer
+from uftrace_agent.engine.model import Refusal, RefusedError, Writer
 from uftrace_agent.engine.program import ProgramFunction
 from uftrace_agent.engine.site import SitePlan
 

@@ -68,6 +68,11 @@ class ModuleView:
         """Live addresses of the whole image."""
         return ModuleSpan(self.loaded.start, self.loaded.end)
 
+    def executable(self) -> Iterator[tuple[int, bytes]]:
+        """(live address, original bytes) of each executable segment."""
+        for start, end in self.image.executable_ranges:
+            yield start + self.loaded.load_bias, self.image.text_bytes(start, end - start)
+
     @cached_property
     def _profiled(self) -> Mapping[int, str]:
         bias = self.loaded.load_bias
@@ -147,6 +152,10 @@ class ModuleView:
             code=self.image.text_bytes(address, _CODE_BYTES),
             profiled=self._profiled,
             gaps=lambda: list(self._gaps(index)),
+            text=self,
+            next_entry=int(table.address[index + 1]) + self.loaded.load_bias
+            if index + 1 < len(table)
+            else 0,
         )
 
     def _gaps(self, index: int) -> Iterator[Gap]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Protocol
 
 from uftrace_agent.engine.model import Form, Refusal, Writer
 
@@ -64,6 +65,14 @@ class Gap:
     before: bytes
 
 
+class ModuleText(Protocol):
+    """All code of one module; hashable by identity."""
+
+    def executable(self) -> Iterable[tuple[int, bytes]]:
+        """(live address, original bytes) of each executable segment."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionCode:
     """A function to plan for: live addresses, original bytes.
@@ -73,6 +82,11 @@ class FunctionCode:
         size: Bytes of the function, 0 where unknown.
         code: Original bytes from `address` on: at least 24 where the text
             segment goes on that far.
+        profiled: Names of the profiling functions by live address: of the
+            function itself, its PLT stub or its GOT slot.
+        gaps: Makes the gaps near the function.
+        text: The module's code; None where it is not known.
+        next_entry: Where the next function begins; 0 where none is known.
     """
 
     address: int
@@ -80,6 +94,8 @@ class FunctionCode:
     code: bytes
     profiled: Mapping[int, str] = field(default_factory=dict)
     gaps: Callable[[], Sequence[Gap]] = tuple
+    text: ModuleText | None = None
+    next_entry: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class RingReader:
         self._view = memoryview(self._buffer)
         self._runs = (CRun * _RUNS)()
         self._tids = (ctypes.c_int32 * ring_count)()
+        self._hole_since = (ctypes.c_uint64 * ring_count)()
         self._base = base
         self._drain = CDrain(
             headers=base,
@@ -74,6 +75,7 @@ class RingReader:
             out_bytes=buffer_bytes,
             runs=self._runs,
             tids=self._tids,
+            hole_since=self._hole_since,
         )
 
     def drain(self, *, target_is_gone: bool = False) -> Drained:

@@ -84,11 +84,10 @@ class Session:
             _BUFFER_BYTES,
         )
         self.feed = Feed()
-        self._functions: dict[int, TracedFunction] = {}
+        self._functions: list[TracedFunction] = []
         self._drainer = Drainer(
             process.pid, self._rings, TickClock(), self.feed, self._loop, self._new_functions
         )
-        self._announced = 0
         self._pidfd = os.pidfd_open(process.pid)
         self._loop.add_reader(self._pidfd, self._process_ended)
         self.ended: asyncio.Future[int] = self._loop.create_future()
@@ -130,8 +129,6 @@ class Session:
         program, engine = self._attachment.program, self._attachment.engine
         program.refresh()
         functions = program.select(order.patterns)
-        # Names must be known before the first record of theirs is.
-        first_new = {t.function_id for t in engine.tracepoints.values()}
         options = EngineOptions(
             plan=PlanOptions(order.writer, order.entry_only),
             all_or_nothing=order.all_or_nothing,
@@ -139,11 +136,11 @@ class Session:
             stop_deadline_ns=order.stop_deadline_ns or DEFAULT_STOP_DEADLINE_NS,
             owner=order.owner,
         )
-        report = engine.enable(functions, options)
-        for tracepoint in list(engine.tracepoints.values()):
-            if tracepoint.function_id not in first_new:
-                self._functions[tracepoint.function_id] = _traced(tracepoint)
+        report = engine.enable(functions, options, self._announce)
         return _outcome(report, started)
+
+    def _announce(self, new: Sequence[Tracepoint]) -> None:
+        self._functions += [_traced(tracepoint) for tracepoint in new]
 
     async def unpatch(self, patterns: Sequence[str], writer: Writer) -> PatchOutcome:
         """Disable the functions that the patterns mean; all, where there are none."""
@@ -233,8 +230,8 @@ class Session:
         ]
 
     def _new_functions(self, known: int) -> tuple[int, list[TracedFunction]]:
-        functions = self._functions
-        return len(functions), list(functions.values())[known:]
+        new = self._functions[known:]
+        return known + len(new), new
 
     # -- state -------------------------------------------------------------
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from uftrace_agent.engine.architecture import ModuleSpan, SiteRequest
 from uftrace_agent.engine.layout import CodeLayout, CodeRegion
-from uftrace_agent.engine.model import Form, RefusedError, Refusal, Writer
+from uftrace_agent.engine.model import Form, Refusal, RefusedError, Writer
 from uftrace_agent.engine.site import CodeWrite, FunctionCode, Gap, Patch, ProbeKind, SitePlan
 from uftrace_agent.engine.x86_64 import stub as stubs
+from uftrace_agent.engine.x86_64.entry_sites import EntrySite, entry_sites, profiling_call
 from uftrace_agent.engine.x86_64.instruction import (
     ENDBR64,
     NOP5,
@@ -21,6 +22,7 @@ from uftrace_agent.engine.x86_64.instruction import (
     decode,
     jump,
 )
+from uftrace_agent.engine.x86_64.jump_targets import JumpTargetsCache
 from uftrace_agent.runtime.blob import load_blob
 from uftrace_agent.runtime.layout import KIND_ENTRY, KIND_ENTRY_ONLY, id_word
 
@@ -33,9 +35,6 @@ _PREFIX: Final = b"\x26"
 # How a C library ends signal handlers: unwinders know the bytes by heart, and
 # so does the engine (process/remote_calls.py).
 _SIGNAL_RESTORER: Final = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"
-# gcc -pg puts the call behind at most this much of prologue.
-_PROLOGUE: Final = 32
-_PUSH_FRAME: Final = b"\x55\x48\x89\xe5"
 _PROBES: Final = {
     (ProbeKind.ENTRY, True): "uf_entry",
     (ProbeKind.FENTRY, True): "uf_entry_fentry",
@@ -57,24 +56,16 @@ class _Candidate:
     landing_size: int
 
 
-class _Site:
-    """One instruction that may be replaced, and the bytes behind it."""
-
-    def __init__(self, instruction: Instruction, following: bytes) -> None:
-        self.instruction = instruction
-        self.address = instruction.address
-        self.size = instruction.size
-        # As far as a jump from any byte of the instruction reaches.
-        self.bytes = (instruction.code + following)[: self.size + _JUMP - 1]
-
-
 class X86Architecture:
     """The x86-64 engine."""
 
-    name: Final = "x86_64"
-    stub_bytes: Final = stubs.STUB_BYTES
+    name = "x86_64"
+    stub_bytes = stubs.STUB_BYTES
     # 2 GiB, less the size of the largest jump and a page of rounding.
-    reach: Final = (1 << 31) - 8192
+    reach = (1 << 31) - 8192
+
+    def __init__(self) -> None:
+        self._targets = JumpTargetsCache()
 
     def thunk_array(self, at: int, exit_probe: int) -> bytes:
         """See `Architecture`."""
@@ -96,29 +87,36 @@ class X86Architecture:
             if plan is not None:
                 return plan
         reasons: list[str] = []
-        refusal = Refusal.UNDECODABLE
-        for site in _sites(function):
+        refusal: Refusal | None = None
+        for site in entry_sites(function, self._targets):
             try:
                 return self._plan_entry(request, layout, site, reasons)
             except RefusedError as error:
-                refusal = error.refusal
+                refusal = refusal or error.refusal
                 reasons.append(error.detail)
-        raise RefusedError(refusal, "; ".join(reasons) or "the first bytes are no instruction")
+        if refusal is None:
+            raise RefusedError(Refusal.UNDECODABLE, "the first bytes are no instruction")
+        raise RefusedError(refusal, "; ".join(reasons))
 
     def plan_unwinder_hook(
         self, function: FunctionCode, module: ModuleSpan, layout: CodeLayout
     ) -> SitePlan:
         """See `Architecture`."""
         request = SiteRequest(function, module, 0, Writer.AUTO, False, None, False)
-        reasons: list[str] = []
-        for site in _sites(function):
-            return self._plan_entry(request, layout, site, reasons, hook=True)
-        raise RefusedError(Refusal.UNDECODABLE, "the first bytes are no instruction")
+        refusal = RefusedError(Refusal.UNDECODABLE, "the first bytes are no instruction")
+        for site in entry_sites(function, self._targets):
+            if site.skipped:
+                break
+            try:
+                return self._plan_entry(request, layout, site, [], hook=True)
+            except RefusedError as error:
+                refusal = error
+        raise refusal
 
     # -- the call of -pg and -mfentry -------------------------------------
 
     def _plan_profiling_call(self, request: SiteRequest, layout: CodeLayout) -> SitePlan | None:
-        found = _profiling_call(request.function)
+        found = profiling_call(request.function)
         if found is None or request.writer is Writer.BYTE:
             return None
         instruction, probe = found
@@ -158,7 +156,7 @@ class X86Architecture:
         self,
         request: SiteRequest,
         layout: CodeLayout,
-        site: _Site,
+        site: EntrySite,
         reasons: list[str],
         *,
         hook: bool = False,
@@ -189,7 +187,7 @@ class X86Architecture:
             tail=candidate.tail,
             stub=stub,
             writes=tuple(writes),
-            probe=ProbeKind.ENTRY,
+            probe=site.probe,
             has_exit=request.has_exit,
             exit_refusal=request.exit_refusal,
             detail="; ".join(reasons),
@@ -199,7 +197,7 @@ class X86Architecture:
         self,
         request: SiteRequest,
         layout: CodeLayout,
-        site: _Site,
+        site: EntrySite,
         stub: int,
         reasons: list[str],
     ) -> _Candidate:
@@ -216,7 +214,8 @@ class X86Architecture:
             if candidate.landing is not None:
                 layout.give_back_landing(candidate.landing, candidate.landing_size)
             refusal = Refusal.OVERLAPS_NEIGHBOUR
-            reasons.append(f"{candidate.form.name.lower()}: a neighbour's tracepoint needs its bytes")
+            form = candidate.form.name.lower()
+            reasons.append(f"{form}: a neighbour's tracepoint needs its bytes")
         raise RefusedError(refusal, "no form fits `" + site.instruction.text + "`")
 
 
@@ -229,7 +228,7 @@ def _probe(region: CodeRegion, kind: ProbeKind, has_exit: bool) -> int:
 
 
 def _stub_code(
-    request: SiteRequest, region: CodeRegion, stub: int, site: _Site, hook: bool
+    request: SiteRequest, region: CodeRegion, stub: int, site: EntrySite, hook: bool
 ) -> bytes:
     resume = site.address + site.size
     if hook:
@@ -237,47 +236,12 @@ def _stub_code(
         return stubs.unwinder_stub(stub, find_fde, site.instruction, resume)
     displaced = None if _is_nop(site.instruction) else site.instruction
     return stubs.entry_stub(
-        stub, _probe(region, ProbeKind.ENTRY, request.has_exit), _word(request), displaced, resume
+        stub, _probe(region, site.probe, request.has_exit), _word(request), displaced, resume
     )
 
 
 def _is_nop(instruction: Instruction) -> bool:
     return instruction.code == ENDBR64 or instruction.raw.mnemonic in ("nop", "endbr64")
-
-
-# The instruction after endbr64, which stays the landing pad it is; failing
-# that endbr64 itself, since Linux does not enforce it in user space (H11).
-def _sites(function: FunctionCode) -> Iterator[_Site]:
-    skip = len(ENDBR64) if function.code.startswith(ENDBR64) else 0
-    for start in (skip, 0) if skip else (0,):
-        code = function.code[start:]
-        if function.size and start >= function.size:
-            continue
-        instruction = decode(code, function.address + start)
-        if instruction is not None:
-            yield _Site(instruction, code[instruction.size :])
-
-
-def _profiling_call(function: FunctionCode) -> tuple[Instruction, ProbeKind] | None:
-    start = len(ENDBR64) if function.code.startswith(ENDBR64) else 0
-    at = start
-    limit = min(len(function.code), _PROLOGUE, function.size or _PROLOGUE)
-    while at < limit:
-        instruction = decode(function.code[at:], function.address + at)
-        if instruction is None:
-            return None
-        if instruction.is_call():
-            reached = instruction.branch_target() or instruction.indirect_slot()
-            name = function.profiled.get(reached or 0)
-            if name == "__fentry__" and at == start:
-                return instruction, ProbeKind.FENTRY
-            if name == "mcount" and function.code[start:].startswith(_PUSH_FRAME):
-                return instruction, ProbeKind.MCOUNT
-            return None
-        if instruction.branch_target() is not None:
-            return None
-        at += instruction.size
-    return None
 
 
 def _claim(layout: CodeLayout, candidate: _Candidate) -> bool:
@@ -291,7 +255,7 @@ def _claim(layout: CodeLayout, candidate: _Candidate) -> bool:
 # -- the forms ------------------------------------------------------------
 
 
-def _near(layout: CodeLayout, site: _Site, stub: int, function: FunctionCode) -> _Candidate:
+def _near(layout: CodeLayout, site: EntrySite, stub: int, function: FunctionCode) -> _Candidate:
     form = Form.NOP if site.instruction.code in NOP5 else Form.NEAR
     if site.size < _JUMP:
         raise RefusedError(
@@ -304,7 +268,7 @@ def _near(layout: CodeLayout, site: _Site, stub: int, function: FunctionCode) ->
 # A jump whose last bytes are bytes that follow the instruction, unchanged.
 # Prefixes that mean nothing on it move it within the instruction, and with it
 # which bytes are left to choose: E9Patch's tactics B2 and T1.
-def _pun(layout: CodeLayout, site: _Site, stub: int, function: FunctionCode) -> _Candidate:
+def _pun(layout: CodeLayout, site: EntrySite, stub: int, function: FunctionCode) -> _Candidate:
     if site.size >= _JUMP:
         raise RefusedError(Refusal.NO_TRAMPOLINE_SPACE, "pun: nothing nearer than `near`")
     refusal: RefusedError | None = None
@@ -318,14 +282,16 @@ def _pun(layout: CodeLayout, site: _Site, stub: int, function: FunctionCode) -> 
 
 
 # One byte changes: the rest of the jump is what is there already.
-def _exact_pun(layout: CodeLayout, site: _Site, stub: int, function: FunctionCode) -> _Candidate:
+def _exact_pun(
+    layout: CodeLayout, site: EntrySite, stub: int, function: FunctionCode
+) -> _Candidate:
     return _punned(layout, site, stub, 0, 0)
 
 
 # The displacement's first `chosen` bytes are ours to choose: what the jump
 # reaches is a window of 256 ** chosen addresses.
 def _punned(
-    layout: CodeLayout, site: _Site, stub: int, prefixes: int, chosen: int
+    layout: CodeLayout, site: EntrySite, stub: int, prefixes: int, chosen: int
 ) -> _Candidate:
     end = prefixes + _JUMP
     if len(site.bytes) < end:
@@ -357,7 +323,7 @@ def _punned(
 
 # A 2-byte jump to five bytes of padding between functions, which hold the near
 # jump.
-def _hop(layout: CodeLayout, site: _Site, stub: int, function: FunctionCode) -> _Candidate:
+def _hop(layout: CodeLayout, site: EntrySite, stub: int, function: FunctionCode) -> _Candidate:
     if site.size < 2:
         raise RefusedError(Refusal.TOO_SHORT, "hop: the first instruction has one byte")
     for gap in function.gaps():
@@ -395,7 +361,7 @@ def _is_padding(gap: Gap) -> bool:
     return last is not None and at == len(gap.before) and last.ends_flow()
 
 
-_Form = Callable[[CodeLayout, _Site, int, FunctionCode], _Candidate]
+_Form = Callable[[CodeLayout, EntrySite, int, FunctionCode], _Candidate]
 
 
 def _order(request: SiteRequest) -> tuple[_Form, ...]:

@@ -52,6 +52,7 @@ _UNMOVABLE: Final = frozenset(
         x86.X86_INS_INT3,
         x86.X86_INS_INTO,
         x86.X86_INS_UD0,
+        x86.X86_INS_UD1,
         x86.X86_INS_HLT,
         x86.X86_INS_XBEGIN,
         x86.X86_INS_XABORT,
@@ -65,6 +66,7 @@ _UNMOVABLE: Final = frozenset(
     }
 )
 _UD2: Final = b"\x0f\x0b"
+_OPERAND_SIZE: Final = 0x66
 _REX_B: Final = 0x41
 _PUSH_REGISTER: Final = 0x50
 _STACK_POINTER: Final = frozenset({x86.X86_REG_RSP, x86.X86_REG_ESP, x86.X86_REG_SP})
@@ -177,7 +179,7 @@ def _decoder() -> capstone.Cs:
 def decode(code: bytes, address: int) -> Instruction | None:
     """The first instruction of `code`, which lies at `address`; None if it is none."""
     for raw in _decoder().disasm(code[:LONGEST], address, 1):
-        return Instruction(address, bytes(raw.bytes), raw)
+        return Instruction(address, code[: raw.size], raw)
     return None
 
 
@@ -227,6 +229,10 @@ def _move(instruction: Instruction, destination: int) -> Moved:
         raise UnmovableError(f"`{instruction.text}` cannot run at another address")
     target = instruction.branch_target()
     if target is not None:
+        if _OPERAND_SIZE in bytes(raw.prefix):
+            # Intel's processors ignore the prefix, AMD's take a 16-bit distance
+            # (AMD64 manual volume 3, JMP near).
+            raise UnmovableError(f"`{instruction.text}` goes elsewhere on other processors")
         if raw.id == x86.X86_INS_JMP:
             return Moved(jump(destination, target), falls_through=False)
         if raw.id == x86.X86_INS_CALL:

@@ -35,6 +35,7 @@ struct uh_drain {
 	uint64_t out_bytes;
 	struct uh_run *runs;
 	int32_t *tids; /* by ring: the thread of the next record; kept between calls */
+	uint64_t *hole_since; /* by ring: when its next record was first seen missing; kept */
 	uint32_t next_ring; /* where to go on, so that no ring starves */
 	uint32_t skip_holes; /* the target is gone: records never committed are passed over */
 	/* out: */
@@ -44,6 +45,23 @@ struct uh_drain {
 	uint64_t last_ticks;
 	uint64_t holes;
 };
+
+/* A record that was reserved and never written, by a probe that a signal handler
+ * left with longjmp, would hide all behind it: after this long it is given up. */
+#define HOLE_NANOS 500000000ull
+
+static int give_up_hole(struct uh_drain *d, uint32_t index)
+{
+	uint64_t now = uh_now();
+
+	if (d->skip_holes)
+		return 1;
+	if (!d->hole_since[index]) {
+		d->hole_since[index] = now;
+		return 0;
+	}
+	return now - d->hole_since[index] > HOLE_NANOS;
+}
 
 /* Copy what ring `index` holds. */
 static void drain_ring(struct uh_drain *d, uint32_t index)
@@ -60,17 +78,19 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 		uint64_t word = __atomic_load_n(&record[1], __ATOMIC_ACQUIRE), ticks;
 
 		if ((word & 1) != !(position & size)) {
-			/* Not written yet. In a dead target a hole stays one. */
+			/* Not written yet: the end, unless there is one behind it. */
 			const uint64_t *next = (const uint64_t *)(data + ((position + 16) & (size - 1)));
 
-			if (d->skip_holes && position + 16 < limit &&
-			    (next[1] & 1) == !((position + 16) & size) && next[1]) {
+			if (position + 16 < limit && (next[1] & 1) == !((position + 16) & size) &&
+			    next[1] && give_up_hole(d, index)) {
 				d->holes++;
+				ring->lost++;
 				position += 16;
 				continue;
 			}
 			break;
 		}
+		d->hole_since[index] = 0;
 		ticks = record[0];
 		if ((word >> UF_KIND_SHIFT & 7) == UF_KIND_THREAD) {
 			d->tids[index] = word >> UF_KEY_SHIFT;

@@ -194,6 +194,16 @@ uf_unwind_fde:
 	RESTORE_MORE
 	testl	%eax, %eax
 	jne	2b
+	.if \hijack
+	/* The exit, which will not be seen, is lost as well, except a tail call's. */
+	RETURN_SLOT \how, %rcx
+	movq	(%rcx), %rax
+	subq	uf_params+UF_PARAM_THUNKS(%rip), %rax
+	cmpq	$(UF_THUNK_BYTES << UF_THUNK_BITS), %rax
+	jb	9b
+	movq	UF_THREAD_HEADER(%rdi), %rcx
+	incq	UF_RING_LOST(%rcx)
+	.endif
 	jmp	9b
 	.if \hijack
 7:	xorl	$((UF_KIND_ENTRY ^ UF_KIND_TAIL_ENTRY) << UF_KIND_SHIFT), %esi

@@ -1,0 +1,128 @@
+"""A real agent in a process of its own, and a real client of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from uftrace_remote import SyncAgentClient
+from uftrace_remote.credentials import CredentialOptions
+
+AGENT = [sys.executable, "-c", "from uftrace_agent.cli import main; main()"]
+
+
+@dataclass(frozen=True)
+class AgentProcess:
+    """A running agent."""
+
+    process: subprocess.Popen[str]
+    address: str
+    state_dir: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def client(self) -> SyncAgentClient:
+        """A new connection to it."""
+        return SyncAgentClient.connect(
+            self.address, CredentialOptions(state_directory=self.state_dir), timeout=30.0
+        )
+
+    def log(self) -> str:
+        return (self.state_dir / "log").read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def running_agent(state_dir: Path, *arguments: str) -> Iterator[AgentProcess]:
+    """Start an agent; at the end it must leave by SIGTERM with status 0."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    log = (state_dir / "log").open("a")
+    process = subprocess.Popen(
+        [*AGENT, "--listen", "127.0.0.1:0", "--state-dir", str(state_dir), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening on "), (line, (state_dir / "log").read_text())
+        yield AgentProcess(process, line.removeprefix("listening on ").strip(), state_dir)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0, (state_dir / "log").read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+        log.close()
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    """One agent for all tests that do not hurt it."""
+    with running_agent(tmp_path_factory.mktemp("agent") / "state") as started:
+        yield started
+
+
+@pytest.fixture
+def client(agent: AgentProcess) -> Iterator[SyncAgentClient]:
+    with agent.client() as connected:
+        yield connected
+
+
+@pytest.fixture
+def own_agent(tmp_path: Path) -> Iterator[AgentProcess]:
+    """An agent that the test may kill."""
+    with running_agent(tmp_path / "state") as started:
+        yield started
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    code: int
+    out: str
+    err: str
+
+
+Remote = Callable[..., CommandResult]
+
+
+@pytest.fixture
+def remote(agent: AgentProcess) -> Remote:
+    """The command line, as a user runs it."""
+    return lambda *arguments, **options: run_remote(agent, *arguments, **options)
+
+
+def run_remote(agent: AgentProcess, *arguments: str, timeout: float = 60.0) -> CommandResult:
+    """Run `uftrace-remote` against `agent`; `{}` in an argument is its address."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from uftrace_remote.cli.main import main; main()",
+            "--state-dir",
+            str(agent.state_dir),
+            *(argument.replace("{}", agent.address) for argument in arguments),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "160"},
+    )
+    return CommandResult(done.returncode, done.stdout, done.stderr)

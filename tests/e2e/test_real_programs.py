@@ -1,0 +1,62 @@
+"""Debian's own programs under load: all functions traced, every reply correct."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests.e2e.support import enabled_names, patch, recording
+from tests.support import programs
+from tests.support.programs import Program
+from tests.support.text_compare import assert_not_traced, assert_text_unchanged
+from tests.support.waiting import wait_until
+from uftrace_remote import SyncAgentClient
+from uftrace_remote.enums import PatchStatus, PatchWriter
+from uftrace_remote.values import PatchOptions
+
+CASES = [
+    (programs.nginx, "*"),
+    (programs.redis, "*"),
+    (programs.postgres, "*"),
+    (programs.memcached, "*"),
+    (programs.cpython, "libpython*!*"),
+]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("writer", [PatchWriter.AUTO, PatchWriter.STOP], ids=["auto", "stop"])
+@pytest.mark.parametrize(("start", "pattern"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_real_program_survives_trace_all_under_load(
+    client: SyncAgentClient,
+    start: Callable[[], AbstractContextManager[Program]],
+    pattern: str,
+    writer: PatchWriter,
+) -> None:
+    # GIVEN a server (or interpreter) under a load that checks every reply
+    with start() as program, program.load() as load:
+        # WHEN every patchable function of it is traced for a while
+        with recording(client, load.pid) as (session_id, recorder):
+            result = patch(client, session_id, [pattern], PatchOptions(writer=writer))
+            wait_until(lambda: recorder.recording.records > 200_000, timeout=60)
+            client.unpatch(session_id)
+            detached = client.detach(session_id)
+        seen = recorder.finish()
+        # THEN its code is the file's again, nobody traces it, no reply was wrong
+        assert_text_unchanged(load.pid)
+        assert_not_traced(load.pid)
+        report = load.finish()
+        assert report.errors == 0, report.detail
+        assert report.requests > 0
+        assert detached.conflicting_sites == 0
+        assert seen.records == detached.records_produced - detached.records_lost
+        patchable = [r for r in result.results if r.function.size >= 2 and not _is_stub(r)]
+        enabled = [r for r in patchable if r.status is PatchStatus.ENABLED]
+        assert len(enabled) >= 0.9 * len(patchable)
+        assert len(enabled_names(result)) > 300
+
+
+def _is_stub(result: object) -> bool:
+    refusal = getattr(result, "refusal", None)
+    return refusal is not None and refusal.name in ("PLT_STUB", "IFUNC_RESOLVER")
