@@ -65,6 +65,7 @@ _BY_REASON: Mapping[str, type[UftraceError]] = {
     )
 } | {
     "PID_REUSED": NoSuchProcessError,
+    "NO_SUCH_MODULE": NoSuchFunctionError,
     "HELD_BY_ANOTHER_AGENT": ConflictError,
     "TRACED_BY_ANOTHER": ConflictError,
     "UNWINDER_PATCHED": ConflictError,

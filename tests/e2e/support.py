@@ -39,6 +39,11 @@ class Recording:
         return self.counts[name, KIND_EXIT]
 
     @property
+    def lost_in_stream(self) -> int:
+        """Records that were read too slowly: by this process, which counts in Python."""
+        return self.lost.get((LossStage.STREAM, 0), 0)
+
+    @property
     def lost_total(self) -> int:
         return sum(self.lost.values())
 

@@ -37,9 +37,7 @@ def test_every_call_is_recorded_once(
     with TargetProcess(build("busy8", variant)) as target:
         target.pause()
         with recording(client, target.pid) as (session_id, recorder):
-            result = patch(
-                client, session_id, ["leaf"], PatchOptions(writer=PatchWriter.STOP)
-            )
+            result = patch(client, session_id, ["leaf"], PatchOptions(writer=PatchWriter.STOP))
             target.burst(10_000)
             client.detach(session_id)
         seen = recorder.finish()
@@ -172,4 +170,3 @@ def test_patching_and_unpatching_again_and_again_under_load(client: SyncAgentCli
         recorder.finish()
         assert_text_unchanged(target.pid)
         target.quit()
-

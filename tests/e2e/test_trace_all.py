@@ -22,19 +22,19 @@ ITERATIONS = 20
 # Every program in the usual build, and every kind of build with the programs
 # that have the most shapes of functions.
 PROGRAM_CASES = [
-    (name, PROGRAMS[name].variants[2] if "gcc-O2" in PROGRAMS[name].variants else PROGRAMS[name].variants[0])
-    for name in PROGRAMS
+    (name, "gcc-O2" if "gcc-O2" in program.variants else program.variants[0])
+    for name, program in PROGRAMS.items()
     if name not in ("pyhost", "many", "blocked")
 ]
+EXCEPTION_VARIANTS = ("gcc-O0", "clang-O2", "static", "static-pie", "stripped")
+BUSY_VARIANTS = ("musl", "pg", "fentry", "fentry-nop", "clang-pfe5", "cet")
 VARIANT_CASES = [
-    ("shapes", variant)
-    for variant in PROGRAMS["shapes"].variants
-    if variant not in ("gcc-O2", "g", "fp", "nofp")
-] + [
-    ("exceptions", variant) for variant in ("gcc-O0", "clang-O2", "static", "static-pie", "stripped")
-] + [
-    ("busy8", variant) for variant in ("musl", "pg", "fentry", "fentry-nop", "clang-pfe5", "cet")
-] + [("rusty", "rust-O3"), ("gopher", "go")]
+    *(("shapes", v) for v in PROGRAMS["shapes"].variants if v not in ("g", "fp", "nofp")),
+    *(("exceptions", variant) for variant in EXCEPTION_VARIANTS),
+    *(("busy8", variant) for variant in BUSY_VARIANTS),
+    ("rusty", "rust-O3"),
+    ("gopher", "go"),
+]
 CASES = sorted(set(PROGRAM_CASES + VARIANT_CASES))
 
 
@@ -60,8 +60,10 @@ def test_tracing_all_functions_changes_nothing(
         assert report.restored_sites == result.enabled_count
         assert seen.records > 0
         # AND every record is accounted for
-        assert seen.records == report.records_produced - report.records_lost
-        assert seen.sequences == list(range(seen.sequences[0], seen.sequences[-1] + 1))
+        delivered = seen.records + seen.lost_in_stream
+        assert delivered == report.records_produced - report.records_lost
+        if not seen.lost_in_stream:
+            assert seen.sequences == list(range(seen.sequences[0], seen.sequences[-1] + 1))
 
 
 @pytest.mark.parametrize("name", ["busy8", "exceptions", "fibers", "signals", "forker", "longjmp"])

@@ -14,6 +14,7 @@ PAGE: Final = 4096
 # Everything that register operands point to lies below this.
 LOW_MEMORY: Final = 64 << 20
 STACK: Final = 0x1800000
+_TIMEOUT: Final = 5_000_000  # microseconds
 GPR_NAMES: Final = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp"),
     *(f"r{number}" for number in range(8, 16)),
@@ -123,27 +124,29 @@ class Machine:
         count = len(GPRS)
         return State(tuple(values[:count]), values[count], tuple(values[count + 1 :]), fs_base)
 
-    def run(self, start: int, state: State, exits: Sequence[int], limit: int = 10000) -> Outcome:
+    def run(
+        self, start: int, state: State, exits: Sequence[int], *, keep: bool = False
+    ) -> Outcome:
         """Run until control reaches an exit, or memory that holds no code.
 
         Args:
             start: Where to begin.
             state: Registers at the beginning.
             exits: Addresses at which it ends.
-            limit: Microseconds; a longer run is an error.
+            keep: What was written stays.
         """
         self._written.clear()
         self._set_state(state)
         self.cpu.ctl_set_exits(list(exits))
         error = ""
         try:
-            self.cpu.emu_start(start, 0, timeout=limit * 1000)
+            self.cpu.emu_start(start, 0, timeout=_TIMEOUT)
         except unicorn.UcError as failure:
             if failure.errno not in (unicorn.UC_ERR_FETCH_UNMAPPED, unicorn.UC_ERR_FETCH_PROT):
                 error = str(failure)
         addresses = {at + k for at, old in self._written for k in range(len(old))}
         memory = {address: self.read(address, 1)[0] for address in addresses}
         outcome = Outcome(self.state(), self.cpu.reg_read(x86.UC_X86_REG_RIP), memory, error)
-        for address, old in reversed(self._written):
+        for address, old in reversed(self._written if not keep else ()):
             self.cpu.mem_write(address, old)
         return outcome

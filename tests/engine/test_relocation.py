@@ -151,7 +151,7 @@ def rip_relative(rng: random.Random) -> Iterator[bytes]:
 
 
 def branches(rng: random.Random) -> Iterator[bytes]:
-    for near in (-0x80, -0x40, -2, 0, 1, 0x10, 0x7F):
+    for near in (-0x80, -0x40, 0, 1, 0x10, 0x7F):
         rel8 = near.to_bytes(1, "little", signed=True)
         for condition in range(16):
             for hint in (b"", b"\x2e", b"\x3e", b"\xf2"):
@@ -217,9 +217,18 @@ def test_generated_encodings_run_elsewhere(make: object) -> None:
             instruction = decode(code, address)
             if instruction is None or instruction.size != len(code):
                 continue  # no such instruction with that prefix
+            if is_ambiguous(instruction):
+                with pytest.raises(UnmovableError, match="other processors"):
+                    both.compare(instruction)
+                continue
             both.compare(instruction)
     assert not both.failures, "\n".join(both.failures[:20])
     assert both.executed > 0.9 * both.compared > 200
+
+
+def is_ambiguous(instruction: Instruction) -> bool:
+    branches = instruction.is_call() or instruction.raw.mnemonic == "jmp"
+    return branches and instruction.code.startswith(b"\x66")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +238,7 @@ def test_generated_encodings_run_elsewhere(make: object) -> None:
         *("c7f810000000", "c6f801", "ff1d00100000", "ff2d00100000", "cb", "ca0800", "cf", "48cf"),
         *("ff1424", "ff542408", "ffd4", "678b0500000000", "67ff2500000000"),
         *("66e800000000", "66e900000000", "667410", "66eb10", "660f8400000000"),
+        *("66ff1500100000", "66ff2500100000", "66ffd0"),
     ],
 )
 def test_what_cannot_run_elsewhere_says_so(code: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import structlog.testing
 from click.testing import CliRunner, Result
 
 from tests.support.agent_server import RunningAgent, running_agent
-from tests.support.sessions import WORK, ScriptedSessions
+from tests.support.sessions import WORK, ScriptedSessions, session_info
 from tests.unit.trace_support import Tape, TreeMaker, make_trace
 from uftrace_agent import errors as agent_errors
 from uftrace_agent.engine.model import Form, Refusal, Status, Writer
@@ -75,9 +76,7 @@ class TracedSessions(ScriptedSessions):
                 Writer.STOP,
                 refusal=Refusal.TOO_SHORT if status is Status.REFUSED else None,
             )
-            for number, function, status in zip(
-                (1, 2), (OUTER, WORK), self.statuses, strict=True
-            )
+            for number, function, status in zip((1, 2), (OUTER, WORK), self.statuses, strict=True)
         ]
         return agent_types.PatchOutcome(results, longest_pause_ns=777_000, longest_pause_tid=5)
 
@@ -122,7 +121,10 @@ def run(running) -> Run:
 
     async def invoke(*arguments: str) -> Result:
         options = ("-H", f"{address.host}:{address.port}", "--state-dir", str(running.state.path))
-        return await asyncio.to_thread(CliRunner().invoke, cli, [*options, *arguments])
+        result = await asyncio.to_thread(CliRunner().invoke, cli, [*options, *arguments])
+        # A cancelled call lies in a reference cycle, and holds its connection.
+        gc.collect()
+        return result
 
     return invoke
 
@@ -328,9 +330,7 @@ async def test_an_error_of_the_agent(run, sessions):
     )
     result = await run("patch", PID, "wrok")
     assert result.exit_code == 5
-    assert result.stderr == (
-        "error: no function matches wrok\nhint: did you mean work, word?\n"
-    )
+    assert result.stderr == ("error: no function matches wrok\nhint: did you mean work, word?\n")
 
 
 # -- live ---------------------------------------------------------------------
@@ -408,13 +408,8 @@ async def test_how_a_stream_ends_decides_the_exit_code(
 async def test_live_in_somebody_elses_session_leaves_it(run, sessions):
     async def join(process, owner, options):
         await sessions._called("attach")
-        first = sessions.held.setdefault("s1", replace_session(process))
+        first = sessions.held.setdefault("s1", session_info("s1", process, "bob"))
         return agent_types.AttachOutcome(first, False, 0, 0)
-
-    def replace_session(process):
-        from tests.support.sessions import session_info
-
-        return session_info("s1", process, "bob")
 
     sessions.attach = join
     sessions.statuses = (Status.ENABLED, Status.ALREADY_ENABLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -48,9 +49,7 @@ def test_widths_are_times_by_stack(tmp_path):
         ("main", 1180),
         ("parse", 708),
     ]
-    titles = [
-        title.text for title in root.iter(f"{SVG}title")
-    ]
+    titles = [title.text for title in root.iter(f"{SVG}title")]
     assert "parse [app] (300 ns, 60.00 %; 1 call, self 225 ns)" in titles
 
 
@@ -65,7 +64,7 @@ def test_a_box_lies_on_its_caller(tmp_path):
         rows.setdefault(y, []).append((x, x + width))
     for y, places in rows.items():
         places.sort()
-        for (_, end), (start, _) in zip(places, places[1:], strict=False):
+        for (_, end), (start, _) in itertools.pairwise(places):
             assert start >= end - 0.02
         below = rows.get(y + 17)
         if below:
@@ -86,7 +85,7 @@ def test_it_needs_nothing_else(tmp_path):
 
 
 def test_names_are_escaped(tmp_path):
-    hostile = TracedFunction(1, 'operator<< <"&\'>(std::ostream&)]]><script>', "", "a&b")
+    hostile = TracedFunction(1, "operator<< <\"&'>(std::ostream&)]]><script>", "", "a&b")
     tape = Tape(0).entry(1, 100).exit(1, 100)
     with TraceWriter(tmp_path / "t", {**METADATA, "agent": {"hostname": "<web>"}}) as writer:
         for batch in batches_of({7: tape.data}):

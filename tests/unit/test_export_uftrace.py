@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import subprocess
@@ -199,8 +200,6 @@ def test_fibers_become_one_stack(tmp_path):
 @pytest.mark.parametrize("seed", range(5))
 def test_what_does_not_nest_is_still_well_formed(tmp_path, seed):
     # Two fibers of random calls, taking turns at random moments.
-    import random
-
     turns = random.Random(seed)
     tape = Tape(0)
     stacks: dict[int, list[tuple[int, int]]] = {1 << 24: [], 1 << 26: []}
@@ -259,7 +258,9 @@ def test_functions_of_one_name_in_one_module_stay_apart(tmp_path):
         1: TracedFunction(1, "init", "", "app", BASE + 0x1000),
         2: TracedFunction(2, "init", "", "app", BASE + 0x2000),
     }
-    (module,) = place_functions(twins, [MappedModule("/app", "", BASE, BASE + 0x4000, BASE)], "/app")
+    (module,) = place_functions(
+        twins, [MappedModule("/app", "", BASE, BASE + 0x4000, BASE)], "/app"
+    )
     assert module.symbols == {"init": 0x1000, "init@2000": 0x2000}
 
 

@@ -180,10 +180,11 @@ def test_random_call_trees_come_back_exactly(seed, count, cut):
     data = maker.tape.data
     pairer = ThreadPairer()
     chunks = [
-        pairer.feed(decode_records(data[at : at + cut * 16])) for at in range(0, len(data), cut * 16)
+        pairer.feed(decode_records(data[at : at + cut * 16]))
+        for at in range(0, len(data), cut * 16)
     ]
     rows = by_begin(np.concatenate([chunk.finished for chunk in chunks]))
-    found = list(zip(*(rows[name].tolist() for name in ("function", "start", "end", "depth"))))
+    found = rows[["function", "start", "end", "depth"]].tolist()
     assert found == wanted
     assert pairer.orphan_exits == 0
     assert len(pairer.open_calls()) == 0

@@ -123,9 +123,7 @@ def test_stacks_add_up(tmp_path):
 
 def test_calls_one_by_one(tmp_path):
     tape = Tape(0).entry(1, 100).only(6, 90).entry(3, 90).entry(4, 80).exit(3, 90).entry(5, 80)
-    found = {
-        call.function: call for call in read_calls(make_trace(tmp_path / "t", {7: tape.data}))
-    }
+    found = {call.function: call for call in read_calls(make_trace(tmp_path / "t", {7: tape.data}))}
     assert found["parse"].end_ns == to_ns(50)
     assert found["parse"].depth == 1
     assert found["lookup"].skipped

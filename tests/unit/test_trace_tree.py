@@ -43,9 +43,7 @@ def test_it_looks_like_uftrace():
 def test_colours_mark_long_calls():
     formatter = LineFormatter(NAMES.__getitem__, color=True)
     tape = Tape(0).entry(C, 80).exit(C, 80, 2_000_000).entry(C, 80).exit(C, 80, 2000)
-    slow, fast = map(
-        formatter.format, CallTree().feed(batch(ThreadRecords(7, tape.data)))
-    )
+    slow, fast = map(formatter.format, CallTree().feed(batch(ThreadRecords(7, tape.data))))
     assert slow.startswith(" \x1b[33m  2.000  s\x1b[0m [")
     assert fast.startswith(" \x1b[32m  2.000 ms\x1b[0m [")
 

@@ -34,7 +34,6 @@ from uftrace_remote.endpoint import Endpoint
 from uftrace_remote.errors import AgentInternalError, UftraceError
 
 PROGRAM = "uftrace-remote"
-ISSUES = "https://github.com/uftrace-remote/uftrace-remote/issues"
 
 _INTERRUPTED = 130
 
@@ -122,9 +121,7 @@ class _BugReport:
         if not isinstance(error, Exception) or isinstance(error, (*expected, BrokenPipeError)):
             return
         traceback.print_exception(error)
-        _output.print_error(
-            "this is a bug of uftrace-remote", f"please report it, with the above: {ISSUES}"
-        )
+        _output.print_error("this is a bug of uftrace-remote", "please report it, with the above")
         raise SystemExit(AgentInternalError.exit_code)
 
 

@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.layout import CodeLayout, PendingMap
 from uftrace_agent.engine.manifest import MANIFEST_BYTES, Identity, Manifest
-from uftrace_agent.errors import BusyTargetError, ExhaustedError
+from uftrace_agent.errors import (
+    BusyTargetError,
+    ExhaustedError,
+    ForbiddenError,
+    UnsupportedTargetError,
+)
 from uftrace_agent.process.address_space import PAGE, FreeSpace, read_mappings
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.remote_calls import RemoteCall, RemoteCaller, Scratch
@@ -34,6 +39,8 @@ from uftrace_agent.process.system_calls import (
     MAP_SHARED,
     MFD_ALLOW_SEALING,
     MFD_CLOEXEC,
+    PR_GET_TSC,
+    PR_TSC_SIGSEGV,
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
@@ -142,16 +149,32 @@ class Annex:
                 hint="try again",
             )
         identity = replace(identity, thunks=self.thunks)
+        if self._memory.read(self._answer_place, 4) == PR_TSC_SIGSEGV.to_bytes(4, "little"):
+            raise UnsupportedTargetError(
+                f"process {self._memory.pid} has forbidden itself to read the time stamp counter",
+                reason="TSC_FORBIDDEN",
+                hint="prctl(PR_SET_TSC, PR_TSC_SIGSEGV): a probe would kill it (H89)",
+            )
         manifest = Manifest(self._memory, self.data.manifest, identity)
         manifest.create()
-        self._fill_code(self.thunks - self._home_offset())
-        self._memory.write(
-            self.thunks,
-            self._architecture.thunk_array(
-                self.thunks, self.thunks - self._home_offset() + self._blob.symbols["uf_exit"]
-            ),
-        )
+        home = self.thunks - self._home_offset()
+        exit_probe = home + self._blob.symbols["uf_exit"]
+        try:
+            self._fill_code(home)
+            thunks = self._architecture.thunk_array(self.thunks, exit_probe)
+            self._memory.write(self.thunks, thunks)
+        except OSError as error:
+            raise ForbiddenError(
+                "the kernel does not let the agent write code through /proc/PID/mem",
+                reason="MEMORY_WRITE_DENIED",
+                hint="it was booted with proc_mem.force_override=ptrace or never (H79)",
+            ) from error
         return manifest
+
+    # Where a remote call may leave an answer: behind the control word.
+    @property
+    def _answer_place(self) -> int:
+        return self.data.control + 64
 
     def _home_offset(self) -> int:
         return -(-len(self._blob.code) // _THUNK_ALIGNMENT) * _THUNK_ALIGNMENT
@@ -202,6 +225,7 @@ class Annex:
                     ),
                     RemoteCall(calls.close, (fd,)),
                     RemoteCall(calls.madvise, (rings, ring_size, MADV_DONTDUMP)),
+                    RemoteCall(calls.prctl, (PR_GET_TSC, self._answer_place)),
                 ]
             )
         if results[0] < 0:
@@ -247,6 +271,18 @@ class Annex:
         return ring_fd
 
     # -- code --------------------------------------------------------------
+
+    def adopt_landings(self, landings: Iterable[int]) -> None:
+        """Use the landing pages that an earlier agent left: the addresses that
+        punned jumps can reach are few."""
+        ours = [
+            mapping
+            for mapping in read_mappings(self._memory.pid)
+            if mapping.flags == "r-xp" and not mapping.inode and not mapping.name
+        ]
+        for page in sorted({landing // PAGE * PAGE for landing in landings}):
+            if any(mapping.start <= page < mapping.end for mapping in ours):
+                self.layout.adopt_page(page)
 
     def map_pending(self) -> list[PendingMap]:
         """Map what the layout's plans need; what could not be mapped is returned."""
@@ -312,4 +348,3 @@ class Annex:
         if self.ring_fd >= 0:
             os.close(self.ring_fd)
             self.ring_fd = -1
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from uftrace_agent.engine.model import RefusedError, Refusal
 from uftrace_agent.process.address_space import PAGE, SMALLER_HEAP_ROOMS, FreeSpace, Mapping
@@ -20,6 +21,16 @@ _REGION_BYTES = 1 << 20
 # cost address space only, and the process has a limited number of mappings
 # (vm.max_map_count, H81).
 _MERGE_PAGES = 16
+
+
+class Span(Protocol):
+    """Bytes of the program."""
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -208,6 +219,13 @@ class CodeLayout:
         new, old = set(changed), set(unchanged)
         return not (new & self._written or new & self._depended or old & self._written)
 
+    def release(self, spans: Iterable[Span]) -> None:
+        """Forget what was claimed in spans of program bytes that are there no more."""
+        for span in spans:
+            addresses = set(range(span.address, span.end))
+            self._written -= addresses
+            self._depended -= addresses
+
     # -- what has to be mapped --------------------------------------------
 
     def pending(self) -> list[PendingMap]:
@@ -227,6 +245,12 @@ class CodeLayout:
 
     def _all_free(self, last: int, page: int) -> bool:
         return last + PAGE >= page or self._free.is_free(last + PAGE, page)
+
+    def adopt_page(self, page: int) -> None:
+        """Use a landing page that an earlier agent mapped."""
+        if page not in self._used:
+            self._used[page] = []
+            bisect.insort(self._pages, page)
 
     def mapped(self, pending: PendingMap) -> None:
         """`pending` is there now."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
 from uftrace_agent.engine.model import Form
-from uftrace_agent.engine.site import Patch
+from uftrace_agent.engine.site import Patch, SitePlan
 from uftrace_agent.errors import ExhaustedError
 from uftrace_agent.process.address_space import Mapping
 from uftrace_agent.process.memory import ProcessMemory
@@ -34,8 +34,8 @@ MANIFEST_BYTES: Final = MANIFEST_HEADER_BYTES + CAPACITY * SITE_BYTES
 _HEADER: Final = struct.Struct("<QIIQ36sIQQQ")
 _HEADER_CRC: Final = struct.Struct("<I")
 # phase, form, head length, tail length, function id, head address, tail address,
-# head before and after, tail before and after, crc of all before.
-_ENTRY: Final = struct.Struct("<BBBBIQQ16s16s8s8s")
+# head before and after, tail before and after, landing, crc of all before.
+_ENTRY: Final = struct.Struct("<BBBBIQQ16s16s8s8sQ")
 _ENTRY_CRC: Final = struct.Struct("<I")
 
 
@@ -57,6 +57,12 @@ class Entry:
     function_id: int
     head: Patch
     tail: Patch | None
+    landing: int = 0
+
+    @staticmethod
+    def of(plan: SitePlan, function_id: int, phase: Phase) -> Entry:
+        """The entry of a planned site."""
+        return Entry(phase, plan.form, function_id, plan.head, plan.tail, plan.landing)
 
     def pack(self) -> bytes:
         """128 bytes."""
@@ -73,21 +79,24 @@ class Entry:
             self.head.wanted,
             tail.expected,
             tail.wanted,
+            self.landing,
         )
         return (body + _ENTRY_CRC.pack(zlib.crc32(body))).ljust(SITE_BYTES, b"\0")
 
     @staticmethod
     def unpack(data: bytes) -> Entry | None:
-        """The entry, or None where it is free or torn (then its site was never touched)."""
+        """The entry, or None where there is none or it is torn (then its site was
+        never touched)."""
         body = data[: _ENTRY.size]
         (crc,) = _ENTRY_CRC.unpack_from(data, _ENTRY.size)
-        if crc != zlib.crc32(body) or not body[0]:
+        if crc != zlib.crc32(body) or not body[1]:
             return None
-        phase, form, head_size, tail_size, function_id, *places = _ENTRY.unpack(body)
-        at, tail_at, old, new, tail_old, tail_new = places
+        fields = _ENTRY.unpack(body)
+        phase, form, head_size, tail_size, function_id, at, tail_at = fields[:7]
+        old, new, tail_old, tail_new, landing = fields[7:]
         tail = Patch(tail_at, tail_old[:tail_size], tail_new[:tail_size]) if tail_size else None
         head = Patch(at, old[:head_size], new[:head_size])
-        return Entry(Phase(phase), Form(form), function_id, head, tail)
+        return Entry(Phase(phase), Form(form), function_id, head, tail, landing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +157,7 @@ class Manifest:
     def _entry_address(self, index: int) -> int:
         return self.address + MANIFEST_HEADER_BYTES + index * SITE_BYTES
 
-    def _write_header(self) -> None:
+    def _write_header(self, *, held: bool = True) -> None:
         identity = self.identity
         body = _HEADER.pack(
             MANIFEST_MAGIC,
@@ -157,15 +166,30 @@ class Manifest:
             identity.start_time_ticks,
             identity.boot_id.encode(),
             self._in_use,
-            identity.agent_pid,
+            identity.agent_pid if held else 0,
             identity.agent_start_time_ticks,
             identity.thunks,
         )
         self._memory.write(self.address, body + _HEADER_CRC.pack(zlib.crc32(body)))
 
-    def disown(self) -> None:
-        """Say that the journal holds nothing any more."""
-        self._memory.write(self.address, bytes(8))
+    def release(self) -> None:
+        """No agent holds the process; the journal is kept for the next session."""
+        self._write_header(held=False)
+
+    def hold(self) -> None:
+        """This agent holds the process again."""
+        self._write_header()
+
+    def disown(self, entries: Sequence[Entry]) -> None:
+        """Say that no site is patched and no agent holds the process any more.
+
+        Args:
+            entries: All that the journal holds.
+        """
+        self._in_use = len(entries)
+        freed = [replace(entry, phase=Phase.FREE) for entry in entries]
+        self.write(list(enumerate(freed)))
+        self._write_header(held=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +216,7 @@ def _read_manifest(memory: ProcessMemory, address: int) -> Iterator[FoundManifes
     if len(data) < _HEADER.size + _HEADER_CRC.size:
         return
     body = data[: _HEADER.size]
-    magic, version, pid, start, boot, in_use, agent_pid, agent_start, thunks = (
-        _HEADER.unpack(body)
-    )
+    magic, version, pid, start, boot, in_use, agent_pid, agent_start, thunks = _HEADER.unpack(body)
     if magic != MANIFEST_MAGIC or version != ANNEX_VERSION:
         return
     if _HEADER_CRC.unpack_from(data, _HEADER.size)[0] != zlib.crc32(body):
@@ -202,8 +224,7 @@ def _read_manifest(memory: ProcessMemory, address: int) -> Iterator[FoundManifes
         in_use = CAPACITY
     raw = memory.read(address + MANIFEST_HEADER_BYTES, min(in_use, CAPACITY) * SITE_BYTES)
     entries = (
-        Entry.unpack(raw[offset : offset + SITE_BYTES])
-        for offset in range(0, len(raw), SITE_BYTES)
+        Entry.unpack(raw[offset : offset + SITE_BYTES]) for offset in range(0, len(raw), SITE_BYTES)
     )
     yield FoundManifest(
         address=address,

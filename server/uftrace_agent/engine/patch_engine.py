@@ -139,6 +139,7 @@ class PatchEngine:
     ) -> tuple[list[Tracepoint], list[Tracepoint], CodeLayout]:
         parked: list[Tracepoint] = []
         unknown: list[ProgramFunction] = []
+        self._forget_unloaded()
         for function in functions:
             known = self.tracepoints.get(function.address)
             if known is None:
@@ -171,7 +172,9 @@ class PatchEngine:
                 parked.append(known)
         mappings = read_mappings(self._memory.pid)
         if options.dry_run:
-            layout = CodeLayout(mappings, 8192, self._architecture.stub_bytes, self._architecture.reach)
+            layout = CodeLayout(
+                mappings, 8192, self._architecture.stub_bytes, self._architecture.reach
+            )
         else:
             layout = self._annex.layout
             layout.refresh(mappings)
@@ -203,6 +206,17 @@ class PatchEngine:
         if not options.dry_run:
             self._next_id += len(outcomes)
         return parked, planned, layout
+
+    # A module that was unloaded took its sites with it; its addresses may be
+    # another module's by now (H83).
+    def _forget_unloaded(self) -> None:
+        present = set(map(id, self._program.modules))
+        for address, tracepoint in list(self.tracepoints.items()):
+            if id(tracepoint.function.module) in present:
+                continue
+            self._journal([tracepoint], Phase.FREE)
+            self._annex.layout.release(tracepoint.plan.patches())
+            del self.tracepoints[address]
 
     def process_traits(self) -> ProcessTraits:
         """What of the process forbids hijacked returns."""
@@ -327,13 +341,7 @@ class PatchEngine:
 
     def _journal(self, tracepoints: Sequence[Tracepoint], phase: Phase) -> None:
         self._manifest.write(
-            [
-                (
-                    t.journal_index,
-                    Entry(phase, t.plan.form, t.function_id, t.plan.head, t.plan.tail),
-                )
-                for t in tracepoints
-            ]
+            [(t.journal_index, Entry.of(t.plan, t.function_id, phase)) for t in tracepoints]
         )
 
     # -- the unwinder ------------------------------------------------------
@@ -354,12 +362,14 @@ class PatchEngine:
         except RefusedError:
             self._unhookable.add(unwinder.address)
             return
-        if _any_inside(plan.writes, [(m.start, m.start + m.size) for m in self._annex.map_pending()]):
+        if _any_inside(
+            plan.writes, [(m.start, m.start + m.size) for m in self._annex.map_pending()]
+        ):
             self._unhookable.add(unwinder.address)
             return
         self._write_code(plan.writes)
         index = self._manifest.reserve(1)
-        self._manifest.write([(index, Entry(Phase.PATCHING, plan.form, 0, plan.head, plan.tail))])
+        self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHING))])
         if plan.tail is not None:
             write_running(self._memory, [plan.tail])
         if plan.writer is Writer.BYTE:
@@ -368,13 +378,11 @@ class PatchEngine:
             order = StopOrder([plan.head], DEFAULT_STOP_DEADLINE_NS)
             statuses, _ = write_stopped(self._memory, order, pauses)
         if statuses[0] in _DONE:
-            self._manifest.write(
-                [(index, Entry(Phase.PATCHED, plan.form, 0, plan.head, plan.tail))]
-            )
+            self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHED))])
             self._hooks.add(unwinder.address, plan, index)
             return
         # Somebody else has patched it: exits are not traced then.
-        self._manifest.write([(index, Entry(Phase.FREE, plan.form, 0, plan.head, plan.tail))])
+        self._manifest.write([(index, Entry.of(plan, 0, Phase.FREE))])
         self._unhookable.add(unwinder.address)
 
     # -- disabling ---------------------------------------------------------
@@ -466,7 +474,7 @@ class PatchEngine:
         self._annex.enable(False)
         self.disable(enabled, options, report)
         hooks = self._hooks.all
-        if not self.tracepoints:
+        if not self.tracepoints and not hooks:
             return report
         heads: list[Patch] = [hook.plan.head.reversed() for hook in hooks]
         repair = FrameRepair(self._annex.thunks, THUNK_SPAN, self._annex.read_slots())
@@ -481,10 +489,7 @@ class PatchEngine:
         tails = [hook.plan.tail.reversed() for hook in hooks if hook.plan.tail is not None]
         write_running(self._memory, tails)
         self._manifest.write(
-            [
-                (hook.journal_index, Entry(Phase.FREE, hook.plan.form, 0, hook.plan.head, None))
-                for hook in hooks
-            ]
+            [(hook.journal_index, Entry.of(hook.plan, 0, Phase.FREE)) for hook in hooks]
         )
         self._hooks.clear()
         return report

@@ -127,3 +127,12 @@ class SitePlan:
     has_exit: bool
     exit_refusal: Refusal | None = None
     detail: str = ""
+
+    @property
+    def landing(self) -> int:
+        """Where a punned jump leads; 0 for the other forms."""
+        return self.writes[1].address if len(self.writes) > 1 else 0
+
+    def patches(self) -> tuple[Patch, ...]:
+        """All spans of program bytes that change."""
+        return (self.head,) if self.tail is None else (self.head, self.tail)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from uftrace_agent.errors import InvalidRequestError, NoSuchProcessError
 
+
 @dataclass(frozen=True, slots=True)
 class ProcessId:
     """A process, named for good. Zero and empty fields mean "whatever is there now"."""
@@ -105,3 +106,11 @@ def _no_such_process(pid: int) -> NoSuchProcessError:
         hint="it may have ended, or live in another pid namespace than the agent",
         metadata={"pid": str(pid)},
     )
+
+
+def is_running(process: ProcessId) -> bool:
+    """Whether that very process still runs."""
+    try:
+        return start_time_ticks(process.pid) == process.start_time_ticks
+    except NoSuchProcessError:
+        return False

@@ -16,10 +16,11 @@ class SystemCallNumbers:
     madvise: int
     memfd_create: int
     close: int
+    prctl: int
 
 
 X86_64: Final = SystemCallNumbers(
-    mmap=9, mprotect=10, munmap=11, madvise=28, memfd_create=319, close=3
+    mmap=9, mprotect=10, munmap=11, madvise=28, memfd_create=319, close=3, prctl=157
 )
 
 PROT_NONE: Final = 0
@@ -35,3 +36,5 @@ MADV_DONTDUMP: Final = 16
 MADV_WIPEONFORK: Final = 18
 MFD_CLOEXEC: Final = 1
 MFD_ALLOW_SEALING: Final = 2
+PR_GET_TSC: Final = 25
+PR_TSC_SIGSEGV: Final = 2

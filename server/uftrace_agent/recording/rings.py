@@ -62,8 +62,11 @@ class RingReader:
         self._buffer = bytearray(buffer_bytes)
         self._view = memoryview(self._buffer)
         self._runs = (CRun * _RUNS)()
-        self._tids = (ctypes.c_int32 * ring_count)()
+        # A ring that is in use goes on with the thread that it belongs to.
+        owners = self._headers[:, _OWNER].tolist()
+        self._tids = (ctypes.c_int32 * ring_count)(*(owner & 0x7FFF_FFFF for owner in owners))
         self._hole_since = (ctypes.c_uint64 * ring_count)()
+        self._holes: npt.NDArray[np.uint64] = np.zeros(ring_count, "<u8")
         self._base = base
         self._drain = CDrain(
             headers=base,
@@ -76,7 +79,11 @@ class RingReader:
             runs=self._runs,
             tids=self._tids,
             hole_since=self._hole_since,
+            holes_by_ring=self._holes.ctypes.data_as(ctypes.POINTER(ctypes.c_uint64)),
         )
+
+        # An earlier session's losses are not this one's.
+        self._lost_before: npt.NDArray[np.uint64] = self._headers[:, _LOST].copy()
 
     def drain(self, *, target_is_gone: bool = False) -> Drained:
         """Take what is there, up to the buffer's size.
@@ -94,9 +101,7 @@ class RingReader:
             start = run.offset
             data = bytes(view[start : start + run.records * RECORD_BYTES])
             threads.setdefault(run.tid, []).append(data)
-        return Drained(
-            threads, drain.used // RECORD_BYTES, bool(drain.more), int(drain.last_ticks)
-        )
+        return Drained(threads, drain.used // RECORD_BYTES, bool(drain.more), int(drain.last_ticks))
 
     def discard(self) -> int:
         """Throw away what is there; how many records that were."""
@@ -109,7 +114,7 @@ class RingReader:
 
     def lost(self) -> tuple[int, dict[int, int]]:
         """Records lost so far: in the shared ring, and by thread where rings were full."""
-        lost = self._headers[:, _LOST]
+        lost = self._lost_now()
         owners = self._headers[:, _OWNER]
         by_thread: dict[int, int] = {}
         for index in np.flatnonzero(lost[1:]).tolist():
@@ -119,7 +124,10 @@ class RingReader:
 
     def lost_total(self) -> int:
         """Records lost so far, in all."""
-        return int(self._headers[:, _LOST].sum())
+        return int(self._lost_now().sum())
+
+    def _lost_now(self) -> npt.NDArray[np.uint64]:
+        return self._headers[:, _LOST] - self._lost_before + self._holes
 
     def retire(self, living: Collection[int]) -> None:
         """Offer the rings of threads that have ended to new threads.

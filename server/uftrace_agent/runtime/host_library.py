@@ -166,13 +166,13 @@ class CDrain(ctypes.Structure):
         ("runs", ctypes.POINTER(CRun)),
         ("tids", ctypes.POINTER(ctypes.c_int32)),
         ("hole_since", ctypes.POINTER(ctypes.c_uint64)),
+        ("holes_by_ring", ctypes.POINTER(ctypes.c_uint64)),
         ("next_ring", ctypes.c_uint32),
         ("skip_holes", ctypes.c_uint32),
         ("used", ctypes.c_uint64),
         ("run_count", ctypes.c_uint32),
         ("more", ctypes.c_uint32),
         ("last_ticks", ctypes.c_uint64),
-        ("holes", ctypes.c_uint64),
     ]
 
 
@@ -215,9 +215,8 @@ def library() -> ctypes.CDLL:
             reason="RUNTIME_NOT_BUILT",
             hint="install the package anew, or run `make setup` in a checkout",
         ) from error
-    site_args = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32]
-    loaded.uh_write_running.argtypes = site_args
-    loaded.uh_touch.argtypes = site_args
+    loaded.uh_write_running.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32]
+    loaded.uh_touch.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32]
     loaded.uh_stop_write.argtypes = [ctypes.POINTER(CStop)]
     loaded.uh_remote_calls.argtypes = [ctypes.POINTER(CRemote)]
     loaded.uh_look.argtypes = [ctypes.POINTER(CLook)]
@@ -245,9 +244,7 @@ def error_for(code: int, pid: int, what: str) -> AgentError:
             hint="try again; a process in uninterruptible sleep or a frozen cgroup cannot stop",
         )
     if number == errno.ENOEXEC:
-        return UnsupportedTargetError(
-            f"process {pid} runs 32-bit code", reason="PROCESS_32BIT"
-        )
+        return UnsupportedTargetError(f"process {pid} runs 32-bit code", reason="PROCESS_32BIT")
     return EngineFaultError(f"{os.strerror(number)} while {what} of process {pid}")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
+import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,13 @@ from typing import Final
 
 from uftrace_agent.engine.annex import Annex, DataPlaces, RingOptions
 from uftrace_agent.engine.architecture import Architecture
-from uftrace_agent.engine.manifest import FoundManifest, Identity, Manifest, find_manifests
+from uftrace_agent.engine.manifest import (
+    FoundManifest,
+    Identity,
+    Manifest,
+    Phase,
+    find_manifests,
+)
 from uftrace_agent.engine.patch_engine import DEFAULT_STOP_DEADLINE_NS, PatchEngine
 from uftrace_agent.engine.program import Program
 from uftrace_agent.engine.site import Patch
@@ -46,6 +54,13 @@ _SMALLEST_RING: Final = 64 << 10
 _LARGEST_RING: Final = 1 << 30
 _MOST_RINGS: Final = 4096
 
+# The probes read the thread pointer with rdfsbase (arch/x86/include/uapi/asm/hwcap2.h).
+_AT_HWCAP2: Final = 26
+_HWCAP2_FSGSBASE: Final = 2
+_LIBC: Final = ctypes.CDLL(None)
+_LIBC.getauxval.restype = ctypes.c_ulong
+_LIBC.getauxval.argtypes = [ctypes.c_ulong]
+
 _REASONS: Final = {
     "KERNEL_THREAD": "is a kernel thread",
     "ZOMBIE": "has ended and waits for its parent",
@@ -65,6 +80,43 @@ class Attachment:
     engine: PatchEngine
     restored_sites: int
     pauses: Pauses
+    claim: socket.socket
+    manifest: Manifest
+
+    def park(self) -> None:
+        """Hold the process no longer, but keep what is needed to hold it again."""
+        self.claim.close()
+        if self.is_intact():
+            self.manifest.release()
+
+    def resume(self, process: ProcessId) -> None:
+        """Hold the process again.
+
+        Raises:
+            AlreadyHeldError: Another agent does by now.
+            BusyTargetError: What another agent left behind could not be restored.
+        """
+        check_attachable(process.pid)
+        claim = _claim(process)
+        try:
+            found = find_manifests(self.memory, read_mappings(process.pid))
+            others = [other for other in found if other.address != self.manifest.address]
+            self.restored_sites = _restore_leftovers(self.memory, process, others, self.pauses)
+            self.manifest.hold()
+        except BaseException:
+            claim.close()
+            raise
+        self.claim = claim
+
+    def is_intact(self) -> bool:
+        """Whether the annex is still there: not after an exec."""
+        return bool(self.memory.read_some(self.annex.data.control, 1))
+
+    def close(self) -> None:
+        """Give back what the agent holds; the process keeps the annex."""
+        self.annex.close()
+        self.memory.close()
+        self.claim.close()
 
 
 def check_attachable(pid: int) -> None:
@@ -76,6 +128,12 @@ def check_attachable(pid: int) -> None:
         UnsupportedTargetError: This kind of process cannot be traced.
         NoSuchProcessError: It is gone.
     """
+    if not _LIBC.getauxval(_AT_HWCAP2) & _HWCAP2_FSGSBASE:
+        raise UnsupportedTargetError(
+            "this kernel does not let programs read their thread pointer (FSGSBASE)",
+            reason="KERNEL_TOO_OLD",
+            hint="Linux 5.9 or newer is needed",
+        )
     reason = attachability(pid)
     if reason is None:
         seccomp = status_field(pid, "Seccomp")
@@ -131,7 +189,12 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
     check_attachable(process.pid)
     rings = ring_options(options)
     architecture = _architecture(process.pid)
-    memory = ProcessMemory(process.pid)
+    claim = _claim(process)
+    try:
+        memory = ProcessMemory(process.pid)
+    except BaseException:
+        claim.close()
+        raise
     try:
         if start_time_ticks(process.pid) != process.start_time_ticks:
             raise NoSuchProcessError(
@@ -140,7 +203,8 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
         program = Program(memory, images)
         program.refresh()
         pauses = Pauses()
-        restored = _restore_leftovers(memory, process, pauses)
+        leftovers = find_manifests(memory, read_mappings(memory.pid))
+        restored = _restore_leftovers(memory, process, leftovers, pauses)
         caller = RemoteCaller(memory)
         annex = Annex(memory, caller, X86_64, architecture, rings)
         identity = Identity(
@@ -151,15 +215,38 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
             agent_start_time_ticks=start_time_ticks(os.getpid()),
         )
         manifest: Manifest = annex.create(identity, find_tid_offset(memory))
+        annex.adopt_landings(entry.landing for found in leftovers for entry in found.entries)
         pauses.add(caller.longest_pause_ns, 0)
-        features = status_field(process.pid, "x86_Thread_features") or ""
         engine = PatchEngine(
-            memory, program, annex, manifest, architecture, "shstk" in features.split()
+            memory, program, annex, manifest, architecture, has_shadow_stack(process.pid)
         )
     except BaseException:
         memory.close()
+        claim.close()
         raise
-    return Attachment(memory, program, annex, engine, restored, pauses)
+    return Attachment(memory, program, annex, engine, restored, pauses, claim, manifest)
+
+
+# An abstract socket's name has one owner, and goes with it: two agents cannot
+# attach at once (H85), and one that was killed is no obstacle.
+def _claim(process: ProcessId) -> socket.socket:
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        claim.bind(f"\0uftrace-agent/{process.boot_id}/{process.pid}/{process.start_time_ticks}")
+    except OSError as error:
+        claim.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise AlreadyHeldError(
+            f"another agent holds process {process.pid}",
+            hint="detach there first: one process has one agent",
+        ) from error
+    return claim
+
+
+def has_shadow_stack(pid: int) -> bool:
+    """Whether returns of the process are checked by the processor (H43)."""
+    return "shstk" in (status_field(pid, "x86_Thread_features") or "").split()
 
 
 def _architecture(pid: int) -> Architecture:
@@ -193,9 +280,11 @@ def find_tid_offset(memory: ProcessMemory) -> int:
 
 
 # What an agent that died left patched, and what a forked child inherited.
-def _restore_leftovers(memory: ProcessMemory, process: ProcessId, pauses: Pauses) -> int:
+def _restore_leftovers(
+    memory: ProcessMemory, process: ProcessId, leftovers: Sequence[FoundManifest], pauses: Pauses
+) -> int:
     restored = 0
-    for found in find_manifests(memory, read_mappings(memory.pid)):
+    for found in leftovers:
         if _is_held(found, process):
             raise AlreadyHeldError(
                 f"agent {found.identity.agent_pid} holds process {process.pid}",
@@ -224,8 +313,9 @@ def restore(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> int:
     Raises:
         BusyTargetError: The threads did not stop in time; nothing was changed.
     """
-    patches = [entry.head.reversed() for entry in found.entries]
-    tails = [entry.tail.reversed() for entry in found.entries if entry.tail is not None]
+    patched = [entry for entry in found.entries if entry.phase is not Phase.FREE]
+    patches = [entry.head.reversed() for entry in patched]
+    tails = [entry.tail.reversed() for entry in patched if entry.tail is not None]
     data = DataPlaces.at(found.address)
     memory.write(data.control, bytes(4))
     repair = None
@@ -236,7 +326,7 @@ def restore(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> int:
         _stop_and_write(memory, patches, repair, pauses)
         if tails:
             _stop_and_write(memory, tails, None, pauses)
-    Manifest(memory, found.address, found.identity).disown()
+    Manifest(memory, found.address, found.identity).disown(found.entries)
     return len(patches)
 
 

@@ -26,7 +26,6 @@ _POLL_S: Final = 0.005
 _BATCH_BYTES: Final = 64 << 10
 _BATCH_NS: Final = 100_000_000
 _HEARTBEAT_NS: Final = 1_000_000_000
-_RETIRE_NS: Final = 1_000_000_000
 _LOSS_RING: Final = 1
 _LOSS_STREAM: Final = 2
 _LOSS_SHARED_RING: Final = 3
@@ -65,6 +64,7 @@ class Drainer:
         loop: The event loop.
         new_functions: Given how many functions were announced, all that are
             known now and those not announced yet.
+        look_after: Called once a second on the drain thread.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Drainer:
         feed: Feed,
         loop: asyncio.AbstractEventLoop,
         new_functions: NewFunctions,
+        look_after: Callable[[], None],
     ) -> None:
         self._pid = pid
         self._rings = rings
@@ -82,6 +83,8 @@ class Drainer:
         self._feed = feed
         self._loop = loop
         self._new_functions = new_functions
+        self._look_after = look_after
+        self._pending = _Pending()
         self._announced = 0
         self._sequence = 0
         self.records_total = 0
@@ -92,7 +95,7 @@ class Drainer:
         self._listening = threading.Event()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._last_retire = 0
+        self._last_look = 0
         self._thread = threading.Thread(target=self._run, name=f"drain-{pid}", daemon=True)
 
     def start(self) -> None:
@@ -101,22 +104,33 @@ class Drainer:
 
     # -- on the event loop -------------------------------------------------
 
-    def subscribed(self, subscription: Subscription, *, fresh: bool) -> asyncio.Event:
+    def subscribed(
+        self,
+        subscription: Subscription,
+        *,
+        fresh: bool,
+        known_losses: Sequence[Loss] | None = None,
+    ) -> asyncio.Event:
         """Somebody listens; the event is set when there is something to take.
 
         Args:
             subscription: Theirs.
             fresh: Records from before now are to be passed over, if nobody else
                 waits for them.
+            known_losses: What the reader of a resumed stream knows already.
         """
         with self._lock:
             if fresh and not self._wakeups:
-                self.records_total += self._rings.discard()
+                self.records_total += self._pending.count + self._rings.discard()
+                self._pending = _Pending()
         wakeup = asyncio.Event()
         if subscription.queue:
             wakeup.set()
         self._wakeups[id(subscription)] = wakeup
-        self._baseline[id(subscription)] = self._losses_now()
+        losses = self._losses() if known_losses is None else known_losses
+        self._baseline[id(subscription)] = {
+            (loss.stage, loss.tid): loss.records for loss in losses
+        }
         self._listening.set()
         return wakeup
 
@@ -146,12 +160,7 @@ class Drainer:
             losses.append(Loss(_LOSS_STREAM, subscription.lost_records))
         if not first:
             return replace(batch, losses=losses)
-        return replace(
-            batch, losses=losses, functions=self._new_functions(0)[1], modules=modules()
-        )
-
-    def _losses_now(self) -> dict[tuple[int, int], int]:
-        return {(loss.stage, loss.tid): loss.records for loss in self._losses()}
+        return replace(batch, losses=losses, functions=self._new_functions(0)[1], modules=modules())
 
     def _losses(self) -> list[Loss]:
         shared, by_thread = self._rings.lost()
@@ -172,53 +181,49 @@ class Drainer:
         self._stopping.set()
         self._listening.set()
         self._thread.join()
-        pending = _Pending()
-        now = time.monotonic_ns()
         while True:
             drained = self._rings.drain(target_is_gone=True)
-            pending.add(drained, now)
+            self._pending.add(drained, time.monotonic_ns())
             if not drained.more:
                 break
-            self._send(pending, drained.watermark_ticks)
-            pending = _Pending()
+            self._send(drained.watermark_ticks)
         self.final_lost = self._rings.lost_total()
-        self._send(pending, drained.watermark_ticks, end, detail)
+        self._send(drained.watermark_ticks, end, detail)
 
     def _run(self) -> None:
-        pending = _Pending()
         last_sent = 0
         while not self._stopping.is_set():
             if not self._listening.wait(_HEARTBEAT_NS / 1e9):
+                self._housekeeping(time.monotonic_ns())
                 continue
             with self._lock:
                 drained = self._rings.drain()
                 now = time.monotonic_ns()
-                pending.add(drained, now)
-                if not drained.more:
-                    self._retire(now)
-            full = pending.bytes >= _BATCH_BYTES or drained.more
-            old = pending.count and now - pending.since_ns >= _BATCH_NS
-            if full or old or now - last_sent >= _HEARTBEAT_NS:
-                self._send(pending, drained.watermark_ticks if not drained.more else 0)
-                pending = _Pending()
-                last_sent = now
+                self._pending.add(drained, now)
+                full = self._pending.bytes >= _BATCH_BYTES or drained.more
+                old = self._pending.count and now - self._pending.since_ns >= _BATCH_NS
+                if full or old or now - last_sent >= _HEARTBEAT_NS:
+                    self._send(drained.watermark_ticks if not drained.more else 0)
+                    last_sent = now
             if not drained.more:
+                self._housekeeping(now)
                 self._stopping.wait(_POLL_S)
-        if pending.count:
-            self._send(pending, 0)
 
-    def _retire(self, now: int) -> None:
-        if now - self._last_retire < _RETIRE_NS:
+    def _housekeeping(self, now: int) -> None:
+        if now - self._last_look < _HEARTBEAT_NS:
             return
-        self._last_retire = now
+        self._last_look = now
+        self._look_after()
         try:
             living = {int(name) for name in os.listdir(f"/proc/{self._pid}/task")}
         except FileNotFoundError:
             return
-        self._rings.retire(living)
+        if self._listening.is_set():
+            self._rings.retire(living)
         self._names = {tid: name for tid, name in self._names.items() if tid in living}
 
-    def _send(self, pending: _Pending, watermark: int, end: int = 0, detail: str = "") -> None:
+    def _send(self, watermark: int, end: int = 0, detail: str = "") -> None:
+        pending, self._pending = self._pending, _Pending()
         self._announced, functions = self._new_functions(self._announced)
         self._sequence += 1
         self.records_total += pending.count

@@ -6,11 +6,11 @@ A pure state machine: no thread, no clock and no file in it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from uftrace_agent.session.types import EventBatch
+from uftrace_agent.session.types import EventBatch, Loss
 
 REPLAY_BYTES: Final = 32 << 20
 QUEUE_BYTES: Final = 64 << 20
@@ -75,6 +75,12 @@ class Feed:
         self._replay_bytes += batch_bytes(batch)
         while self._replay_bytes > REPLAY_BYTES and len(self._replay) > 1:
             self._replay_bytes -= batch_bytes(self._replay.popleft())
+
+    def losses_at(self, sequence: int) -> Sequence[Loss] | None:
+        """The losses that the batch of that sequence told, or the oldest known since;
+        None where no batch is kept."""
+        kept = [batch for batch in self._replay if batch.sequence >= sequence]
+        return kept[0].losses if kept else None
 
     def subscribe(self, after_sequence: int) -> tuple[Subscription, bool]:
         """A new reader, with the batches behind `after_sequence` (0: from now on).

@@ -18,9 +18,9 @@ from uftrace_agent.engine.unwinder import find_unwinders
 from uftrace_agent.engine.x86_64.forms import X86Architecture
 from uftrace_agent.errors import AgentError, BusyTargetError, NoSuchSessionError
 from uftrace_agent.process.address_space import read_mappings
-from uftrace_agent.process.identity import ProcessId, resolve
+from uftrace_agent.process.identity import ProcessId, is_running, resolve
 from uftrace_agent.process.memory import ProcessMemory
-from uftrace_agent.session.attaching import check_attachable
+from uftrace_agent.session.attaching import Attachment, attach, check_attachable, has_shadow_stack
 from uftrace_agent.session.function_names import function_ref
 from uftrace_agent.session.session import END_SHUTDOWN, Session
 from uftrace_agent.session.types import (
@@ -50,6 +50,9 @@ class SessionManager:
     def __init__(self, state_dir: Path) -> None:
         self._images = ImageCache(str(state_dir / "symbols"))
         self._sessions: dict[str, Session] = {}
+        # Detached processes that still have the annex: it serves again (and keeps
+        # its plans), so that attaching a thousand times adds nothing.
+        self._parked: dict[ProcessId, tuple[RecordingOptions, Attachment]] = {}
         # One attach per process at a time: a second one waits and joins.
         self._attaching: dict[int, asyncio.Lock] = {}
         self._watchers: set[asyncio.Task[None]] = set()
@@ -64,18 +67,36 @@ class SessionManager:
             known = self._find(named)
             if known is not None:
                 return AttachOutcome(known.info(), False, 0, 0)
-            session = await Session.open(named, owner, options, self._images)
+            attachment = await self._attachment(named, options)
+            session = Session.of(named, owner, attachment)
             self._sessions[session.session_id] = session
-            watcher = asyncio.create_task(self._forget_when_ended(session))
+            watcher = asyncio.create_task(self._forget_when_ended(session, options))
             self._watchers.add(watcher)
             watcher.add_done_callback(self._watchers.discard)
-        return AttachOutcome(
-            session.info(), True, session.attach_pause_ns, session.restored_sites
-        )
+        return AttachOutcome(session.info(), True, session.attach_pause_ns, session.restored_sites)
 
-    async def _forget_when_ended(self, session: Session) -> None:
+    async def _attachment(self, process: ProcessId, options: RecordingOptions) -> Attachment:
+        for other in [known for known in self._parked if not is_running(known)]:
+            self._parked.pop(other)[1].close()
+        parked = self._parked.pop(process, None)
+        if parked is not None:
+            if parked[0] == options and parked[1].is_intact():
+                try:
+                    await asyncio.to_thread(parked[1].resume, process)
+                except AgentError:
+                    self._parked[process] = parked
+                    raise
+                return parked[1]
+            parked[1].close()
+        return await asyncio.to_thread(attach, process, options, self._images)
+
+    async def _forget_when_ended(self, session: Session, options: RecordingOptions) -> None:
         await session.ended
         self._sessions.pop(session.session_id, None)
+        attachment = session.parked()
+        if attachment is not None:
+            attachment.park()
+            self._parked[session.process] = (options, attachment)
         self._attaching.pop(session.process.pid, None)
         _log.info(
             "session ended",
@@ -159,6 +180,9 @@ class SessionManager:
         """Detach every session; streams end with their last batch."""
         await asyncio.gather(*(self._leave(s) for s in list(self._sessions.values())))
         await asyncio.gather(*self._watchers)
+        for _, attachment in self._parked.values():
+            attachment.close()
+        self._parked.clear()
 
     async def _leave(self, session: Session) -> None:
         for attempt in range(_SHUTDOWN_TRIES):
@@ -196,7 +220,7 @@ def _plan(program: Program, pid: int, functions: Sequence[ProgramFunction]) -> l
     architecture = X86Architecture()
     layout = CodeLayout(read_mappings(pid), 8192, architecture.stub_bytes, architecture.reach)
     unwinders = find_unwinders(program.modules)
-    traits = ProcessTraits(unwinder_refusal=unwinders.unhookable)
+    traits = ProcessTraits(has_shadow_stack(pid), unwinders.unhookable)
     reserved = frozenset(unwinder.address for unwinder in unwinders.hookable)
     planner = Planner(architecture, layout, traits, reserved)
     return planner.plan(functions, 1, PlanOptions())

@@ -29,7 +29,7 @@ from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.errors import AgentError, InvalidRequestError, TargetGoneError
 from uftrace_agent.recording.clock import TickClock
 from uftrace_agent.recording.rings import RingReader
-from uftrace_agent.session.attaching import Attachment, attach
+from uftrace_agent.session.attaching import Attachment
 from uftrace_agent.session.drainer import Drainer
 from uftrace_agent.session.feed import Feed
 from uftrace_agent.session.function_names import function_ref
@@ -42,12 +42,10 @@ from uftrace_agent.session.types import (
     PatchOutcome,
     PatchResult,
     ProcessId,
-    RecordingOptions,
     SessionInfo,
     TracedFunction,
     TracepointInfo,
 )
-from uftrace_agent.symbols.cache import ImageCache
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -84,9 +82,15 @@ class Session:
             _BUFFER_BYTES,
         )
         self.feed = Feed()
-        self._functions: list[TracedFunction] = []
+        self._functions = [_traced(t) for t in attachment.engine.tracepoints.values()]
         self._drainer = Drainer(
-            process.pid, self._rings, TickClock(), self.feed, self._loop, self._new_functions
+            process.pid,
+            self._rings,
+            TickClock(),
+            self.feed,
+            self._loop,
+            self._new_functions,
+            self._look_after,
         )
         self._pidfd = os.pidfd_open(process.pid)
         self._loop.add_reader(self._pidfd, self._process_ended)
@@ -96,19 +100,21 @@ class Session:
         self._drainer.start()
 
     @classmethod
-    async def open(
-        cls, process: ProcessId, owner: str, options: RecordingOptions, images: ImageCache
-    ) -> Session:
-        """Attach.
+    def of(cls, process: ProcessId, owner: str, attachment: Attachment) -> Session:
+        """A session of an attached process.
 
         Raises:
-            AgentError: Why it could not be.
+            TargetGoneError: It ended meanwhile.
         """
-        attachment = await asyncio.to_thread(attach, process, options, images)
         try:
             return cls(process, owner, attachment)
         except ProcessLookupError as error:
+            attachment.close()
             raise TargetGoneError(f"process {process.pid} is gone") from error
+
+    def parked(self) -> Attachment | None:
+        """What of an ended session can be used again; None where the process is gone."""
+        return self._attachment if self.ended.result() == END_DETACHED else None
 
     # -- tracepoints -------------------------------------------------------
 
@@ -183,7 +189,9 @@ class Session:
 
     # -- records -----------------------------------------------------------
 
-    async def stream(self, after_sequence: int, include_buffered: bool) -> AsyncIterator[EventBatch]:
+    async def stream(
+        self, after_sequence: int, include_buffered: bool
+    ) -> AsyncIterator[EventBatch]:
         """The batches behind `after_sequence`, or from now on; the last has `end` set.
 
         Raises:
@@ -197,7 +205,11 @@ class Session:
                 reason="SEQUENCE_EXPIRED",
                 hint="open a new stream",
             )
-        wakeup = self._drainer.subscribed(subscription, fresh=not include_buffered)
+        wakeup = self._drainer.subscribed(
+            subscription,
+            fresh=not include_buffered and not after_sequence,
+            known_losses=self.feed.losses_at(after_sequence) if after_sequence else None,
+        )
         first = True
         try:
             while True:
@@ -256,6 +268,8 @@ class Session:
     async def detach(self, end: int = END_DETACHED) -> DetachOutcome:
         """Leave the process as it was, and end all streams.
 
+        What the process keeps of the engine (`parked`) serves the next session.
+
         Raises:
             BusyTargetError: The threads did not stop in time: the session goes on.
         """
@@ -275,6 +289,19 @@ class Session:
             records_lost=self._drainer.final_lost,
         )
 
+    # On the drain thread, once a second: an exec leaves the pid and takes the
+    # memory, and no descriptor tells of it.
+    def _look_after(self) -> None:
+        memory = self._attachment.memory
+        if memory.read_some(self._attachment.annex.data.control, 1):
+            return
+        if os.path.exists(f"/proc/{self.process.pid}/maps"):
+            self._loop.call_soon_threadsafe(self._program_executed)
+
+    def _program_executed(self) -> None:
+        if not self._closing:
+            self._loop.create_task(self._close(END_EXECUTED, "executed another program"))
+
     def _process_ended(self) -> None:
         self._loop.remove_reader(self._pidfd)
         if not self._closing:
@@ -291,8 +318,8 @@ class Session:
         self._worker.shutdown(wait=True)
         os.close(self._pidfd)
         self._rings.close()
-        self._attachment.annex.close()
-        self._attachment.memory.close()
+        if end != END_DETACHED:
+            self._attachment.close()
         if not self.ended.done():
             self.ended.set_result(end)
 
@@ -355,5 +382,3 @@ def _result(outcome: SiteOutcome) -> PatchResult:
         exit_refusal=plan.exit_refusal if plan else None,
         detail=outcome.detail,
     )
-
-

@@ -316,9 +316,7 @@ def _punned(
         )
     span = max(end, site.size)
     wanted = _PREFIX * prefixes + jump(site.address + prefixes, landing) + site.bytes[end:span]
-    return _Candidate(
-        Form.PUN, Patch(site.address, site.bytes[:span], wanted), None, landing, size
-    )
+    return _Candidate(Form.PUN, Patch(site.address, site.bytes[:span], wanted), None, landing, size)
 
 
 # A 2-byte jump to five bytes of padding between functions, which hold the near

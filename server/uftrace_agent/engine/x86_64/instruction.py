@@ -67,6 +67,7 @@ _UNMOVABLE: Final = frozenset(
 )
 _UD2: Final = b"\x0f\x0b"
 _OPERAND_SIZE: Final = 0x66
+_INDIRECT: Final = 0xFF
 _REX_B: Final = 0x41
 _PUSH_REGISTER: Final = 0x50
 _STACK_POINTER: Final = frozenset({x86.X86_REG_RSP, x86.X86_REG_ESP, x86.X86_REG_SP})
@@ -225,14 +226,14 @@ def _push_constant(value: int) -> bytes:
 def _move(instruction: Instruction, destination: int) -> Moved:
     raw = instruction.raw
     end = instruction.address + instruction.size
-    if raw.id in _UNMOVABLE or instruction.code == _UD2:
+    if raw.id in _UNMOVABLE or instruction.code == _UD2 or _is_far(raw):
         raise UnmovableError(f"`{instruction.text}` cannot run at another address")
+    if raw.id in _BRANCHES and _OPERAND_SIZE in bytes(raw.prefix):
+        # Intel's processors ignore the prefix, AMD's go to a 16-bit address
+        # (AMD64 manual volume 3, JMP near).
+        raise UnmovableError(f"`{instruction.text}` goes elsewhere on other processors")
     target = instruction.branch_target()
     if target is not None:
-        if _OPERAND_SIZE in bytes(raw.prefix):
-            # Intel's processors ignore the prefix, AMD's take a 16-bit distance
-            # (AMD64 manual volume 3, JMP near).
-            raise UnmovableError(f"`{instruction.text}` goes elsewhere on other processors")
         if raw.id == x86.X86_INS_JMP:
             return Moved(jump(destination, target), falls_through=False)
         if raw.id == x86.X86_INS_CALL:
@@ -249,6 +250,13 @@ def _move(instruction: Instruction, destination: int) -> Moved:
     code = _fix_rip_relative(instruction, destination)
     falls_through = raw.id not in (x86.X86_INS_JMP, x86.X86_INS_RET)
     return Moved(code, falls_through)
+
+
+# Capstone takes `lcall *disp(%rip)` (FF /3, FF /5) for a near one.
+def _is_far(raw: capstone.CsInsn) -> bool:
+    if raw.id not in (x86.X86_INS_CALL, x86.X86_INS_JMP):
+        return False
+    return raw.opcode[0] == _INDIRECT and raw.modrm >> 3 & 7 in (3, 5)
 
 
 def _move_counted(instruction: Instruction, destination: int, target: int) -> bytes:

@@ -36,9 +36,7 @@ _EPILOGUE: Final = b"\x58\x48\x8d\xa4\x24\x80\x00\x00\x00"
 _OLX_OFFSET: Final = len(_PROLOGUE) + 4 + 5 + len(_EPILOGUE)
 
 
-def entry_stub(
-    at: int, probe: int, word: int, displaced: Instruction | None, resume: int
-) -> bytes:
+def entry_stub(at: int, probe: int, word: int, displaced: Instruction | None, resume: int) -> bytes:
     """A stub at `at` for a site whose displaced instruction is `displaced`.
 
     Args:

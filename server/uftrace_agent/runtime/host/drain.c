@@ -36,6 +36,7 @@ struct uh_drain {
 	struct uh_run *runs;
 	int32_t *tids; /* by ring: the thread of the next record; kept between calls */
 	uint64_t *hole_since; /* by ring: when its next record was first seen missing; kept */
+	uint64_t *holes_by_ring; /* records given up, in all; kept */
 	uint32_t next_ring; /* where to go on, so that no ring starves */
 	uint32_t skip_holes; /* the target is gone: records never committed are passed over */
 	/* out: */
@@ -43,7 +44,6 @@ struct uh_drain {
 	uint32_t run_count;
 	uint32_t more; /* the output was too small for all */
 	uint64_t last_ticks;
-	uint64_t holes;
 };
 
 /* A record that was reserved and never written, by a probe that a signal handler
@@ -83,8 +83,7 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 
 			if (position + 16 < limit && (next[1] & 1) == !((position + 16) & size) &&
 			    next[1] && give_up_hole(d, index)) {
-				d->holes++;
-				ring->lost++;
+				d->holes_by_ring[index]++;
 				position += 16;
 				continue;
 			}
