@@ -175,9 +175,7 @@ def test_dead_pid(client: SyncAgentClient, busy: TargetProcess) -> None:
     assert caught.value.reason == "PID_REUSED"
 
 
-def test_no_such_function_suggests_near_names(
-    client: SyncAgentClient, busy: TargetProcess
-) -> None:
+def test_no_such_function_suggests_near_names(client: SyncAgentClient, busy: TargetProcess) -> None:
     session_id = client.attach(ProcessRef(busy.pid)).session.session_id
     with pytest.raises(NoSuchFunctionError) as caught:
         client.patch(session_id, ["chain_z"])

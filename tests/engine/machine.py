@@ -100,6 +100,10 @@ class Machine:
         start = address // PAGE * PAGE
         self.cpu.mem_map(start, -(-(address + size - start) // PAGE) * PAGE)
 
+    def has(self, address: int) -> bool:
+        """Whether there is memory."""
+        return any(start <= address <= last for start, last, _ in self.cpu.mem_regions())
+
     def write(self, address: int, data: bytes) -> None:
         """Put bytes there; they stay."""
         self.cpu.mem_write(address, data)
@@ -124,9 +128,7 @@ class Machine:
         count = len(GPRS)
         return State(tuple(values[:count]), values[count], tuple(values[count + 1 :]), fs_base)
 
-    def run(
-        self, start: int, state: State, exits: Sequence[int], *, keep: bool = False
-    ) -> Outcome:
+    def run(self, start: int, state: State, exits: Sequence[int], *, keep: bool = False) -> Outcome:
         """Run until control reaches an exit, or memory that holds no code.
 
         Args:
@@ -137,6 +139,8 @@ class Machine:
         """
         self._written.clear()
         self._set_state(state)
+        # Translated code knows the exits of the time when it was translated.
+        self.cpu.ctl_flush_tb()
         self.cpu.ctl_set_exits(list(exits))
         error = ""
         try:

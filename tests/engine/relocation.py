@@ -111,5 +111,3 @@ def _operands(instruction: Instruction) -> str:
     distance, _, after = rest.partition("]")
     end = instruction.address + instruction.size
     return f"{before}[{end + int(distance.replace(' ', ''), 16):#x}]{after}"
-
-

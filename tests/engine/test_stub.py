@@ -481,9 +481,7 @@ def test_the_unwinder_that_asks_for_a_thunk_gets_the_real_address(
 
 
 @pytest.mark.parametrize("through_slot", [False, True])
-def test_a_profiling_call_still_reaches_the_profiler(
-    annex: AnnexModel, through_slot: bool
-) -> None:
+def test_a_profiling_call_still_reaches_the_profiler(annex: AnnexModel, through_slot: bool) -> None:
     code = b"\xff\x15" + (0x1000 - 6).to_bytes(4, "little") if through_slot else b"\xe8\x22\0\0\0"
     callee = decode(code, SITE)
     assert callee is not None

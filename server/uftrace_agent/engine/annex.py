@@ -20,6 +20,7 @@ from typing import Final
 from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.layout import CodeLayout, PendingMap
 from uftrace_agent.engine.manifest import MANIFEST_BYTES, Identity, Manifest
+from uftrace_agent.engine.site import CodeWrite
 from uftrace_agent.errors import (
     BusyTargetError,
     ExhaustedError,
@@ -332,6 +333,22 @@ class Annex:
             offset = define(f"PARAM_{name}")
             block[offset : offset + 8] = value.to_bytes(8, "little")
         return bytes(block)
+
+    def write_code(self, writes: Iterable[CodeWrite]) -> None:
+        """Fill code memory, neighbours in one write; before anything leads there."""
+        start = 0
+        run: list[bytes] = []
+        length = 0
+        for write in sorted(writes, key=lambda item: item.address):
+            if run and write.address != start + length:
+                self._memory.write(start, b"".join(run))
+                run = []
+            if not run:
+                start, length = write.address, 0
+            run.append(write.code)
+            length += len(write.code)
+        if run:
+            self._memory.write(start, b"".join(run))
 
     # -- switches ----------------------------------------------------------
 

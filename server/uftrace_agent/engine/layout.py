@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from uftrace_agent.engine.model import RefusedError, Refusal
+from uftrace_agent.engine.model import Refusal, RefusedError
 from uftrace_agent.process.address_space import PAGE, SMALLER_HEAP_ROOMS, FreeSpace, Mapping
 
 # A branch reaches 2 GiB; keep away from the edge, so that code at the far end

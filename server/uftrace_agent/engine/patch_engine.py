@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from uftrace_agent.engine.annex import Annex
@@ -12,61 +11,32 @@ from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.exit_rules import ProcessTraits
 from uftrace_agent.engine.layout import CodeLayout
 from uftrace_agent.engine.manifest import Entry, Manifest, Phase
-from uftrace_agent.engine.model import Refusal, RefusedError, Status, Writer
-from uftrace_agent.engine.planner import Planned, Planner, PlanOptions
+from uftrace_agent.engine.model import Refusal, Status, Writer
+from uftrace_agent.engine.planner import Planned, Planner
 from uftrace_agent.engine.program import Program, ProgramFunction
-from uftrace_agent.engine.site import CodeWrite, Patch, SitePlan
-from uftrace_agent.engine.tracepoint import Tracepoint
-from uftrace_agent.engine.unwinder import Unwinder, UnwinderHooks, find_unwinders
-from uftrace_agent.engine.writer import (
-    FrameRepair,
-    Pauses,
-    StopOrder,
-    write_running,
-    write_stopped,
+from uftrace_agent.engine.report import (
+    DEFAULT_STOP_DEADLINE_NS,
+    EngineOptions,
+    EngineReport,
+    SiteOutcome,
 )
-from uftrace_agent.errors import BusyTargetError
+from uftrace_agent.engine.site import CodeWrite, SitePlan
+from uftrace_agent.engine.tracepoint import Tracepoint
+from uftrace_agent.engine.unwinder import UnwinderHooks, find_unwinders
+from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_running, write_stopped
+from uftrace_agent.errors import AgentError, BusyTargetError
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.runtime.host_library import SiteStatus
 from uftrace_agent.runtime.layout import ID_MAX, THUNK_SPAN
 
-DEFAULT_STOP_DEADLINE_NS: Final = 200_000_000
 _DONE: Final = (SiteStatus.WRITTEN, SiteStatus.ALREADY)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How one request is to be carried out."""
-
-    plan: PlanOptions = field(default_factory=PlanOptions)
-    all_or_nothing: bool = False
-    dry_run: bool = False
-    stop_deadline_ns: int = DEFAULT_STOP_DEADLINE_NS
-    owner: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SiteOutcome:
-    """What became of one function."""
-
-    function: ProgramFunction
-    status: Status
-    function_id: int = 0
-    plan: SitePlan | None = None
-    writer: Writer | None = None
-    refusal: Refusal | None = None
-    detail: str = ""
-
-
-@dataclass(slots=True)
-class EngineReport:
-    """What became of a request; times in nanoseconds."""
-
-    outcomes: list[SiteOutcome]
-    pauses: Pauses = field(default_factory=Pauses)
-    plan_ns: int = 0
-    frames: int = 0
+_TOO_LATE: Final = (
+    "the threads did not stop in time; nothing was changed: try again, or give a longer deadline"
+)
+_FOREIGN: Final = (
+    "its bytes are not those of the file: a debugger, a uprobe or another tracer is there"
+)
 
 
 class PatchEngine:
@@ -87,8 +57,7 @@ class PatchEngine:
         self._manifest = manifest
         self._architecture = architecture
         self._has_shadow_stack = has_shadow_stack
-        self._hooks = UnwinderHooks()
-        self._unhookable: set[int] = set()
+        self._hooks = UnwinderHooks(memory, annex, manifest, architecture)
         self.tracepoints: dict[int, Tracepoint] = {}
         self._next_id = 1
 
@@ -114,17 +83,24 @@ class PatchEngine:
         started = time.monotonic_ns()
         report = EngineReport([])
         if not (options.dry_run or options.plan.entry_only):
-            self._hook_unwinders(report.pauses)
+            # Before the first return address is replaced, every unwinder in the
+            # process must be able to see through the thunks (H39).
+            self._hooks.install(self._program.modules, report.pauses)
         parked, planned, layout = self._plan(functions, options, report)
         report.plan_ns = time.monotonic_ns() - started
-        if options.dry_run or (options.all_or_nothing and _has_refusal(report.outcomes)):
+        if options.dry_run or (options.all_or_nothing and report.has_refusal()):
+            self._abandon(planned, layout)
             report.outcomes += [
                 SiteOutcome(t.function, Status.NOT_ENABLED, t.function_id, t.plan, t.plan.writer)
                 for t in (*parked, *planned)
             ]
             return report
-        new = self._prepare(planned, layout, report)
-        if options.all_or_nothing and _has_refusal(report.outcomes):
+        try:
+            new = self._prepare(planned, layout, report)
+        except AgentError:
+            self._abandon(planned, layout)
+            raise
+        if options.all_or_nothing and report.has_refusal():
             report.outcomes += [
                 SiteOutcome(t.function, Status.NOT_ENABLED, t.function_id, t.plan)
                 for t in (*parked, *new)
@@ -223,8 +199,17 @@ class PatchEngine:
         found = find_unwinders(self._program.modules)
         return ProcessTraits(
             has_shadow_stack=self._has_shadow_stack,
-            unwinder_refusal=found.unhookable or bool(self._unhookable),
+            unwinder_refusal=found.unhookable or self._hooks.some_failed,
         )
+
+    # Give back what plans that are not carried out had reserved.
+    def _abandon(self, planned: Iterable[Tracepoint], layout: CodeLayout) -> None:
+        for tracepoint in planned:
+            plan = tracepoint.plan
+            layout.release(plan.patches())
+            for write in plan.writes:
+                if write.address == plan.landing:
+                    layout.give_back_landing(write.address, len(write.code))
 
     # Everything that no thread can see yet: memory, stubs, landings, journal.
     def _prepare(
@@ -234,6 +219,7 @@ class PatchEngine:
         ready: list[Tracepoint] = []
         for tracepoint in planned:
             if _any_inside(tracepoint.plan.writes, failed):
+                self._abandon([tracepoint], layout)
                 report.outcomes.append(
                     SiteOutcome(
                         tracepoint.function,
@@ -246,26 +232,11 @@ class PatchEngine:
                 continue
             ready.append(tracepoint)
             self.tracepoints[tracepoint.function.address] = tracepoint
-        self._write_code(write for tracepoint in ready for write in tracepoint.plan.writes)
+        self._annex.write_code(write for tracepoint in ready for write in tracepoint.plan.writes)
         first = self._manifest.reserve(len(ready))
         for index, tracepoint in enumerate(ready):
             tracepoint.journal_index = first + index
         return ready
-
-    def _write_code(self, writes: Iterable[CodeWrite]) -> None:
-        start = 0
-        run: list[bytes] = []
-        length = 0
-        for write in sorted(writes, key=lambda item: item.address):
-            if run and write.address != start + length:
-                self._memory.write(start, b"".join(run))
-                run = []
-            if not run:
-                start, length = write.address, 0
-            run.append(write.code)
-            length += len(write.code)
-        if run:
-            self._memory.write(start, b"".join(run))
 
     def _write(
         self, tracepoints: list[Tracepoint], options: EngineOptions, report: EngineReport
@@ -293,42 +264,8 @@ class PatchEngine:
                 timed_out = True
         done = [t for t in tracepoints if results.get(t.function_id) in _DONE]
         not_done = [t for t in tracepoints if results.get(t.function_id) not in _DONE]
-        now = time.time_ns()
-        for tracepoint in done:
-            tracepoint.enabled = True
-            tracepoint.conflicting = False
-            tracepoint.owner = options.owner
-            tracepoint.enabled_unix_ns = now
-        self._journal(done, Phase.PATCHED)
-        if not_done:
-            tails = [t.plan.tail.reversed() for t in not_done if t.plan.tail is not None]
-            write_running(self._memory, tails)
-            self._journal(not_done, Phase.FREE)
-        report.outcomes += [
-            SiteOutcome(
-                t.function,
-                Status.ENABLED,
-                t.function_id,
-                t.plan,
-                _writer_of(t.plan, options.plan.writer),
-                detail=t.plan.detail,
-            )
-            for t in done
-        ]
-        for tracepoint in not_done:
-            late = timed_out and tracepoint.function_id not in results
-            report.outcomes.append(
-                SiteOutcome(
-                    tracepoint.function,
-                    Status.REFUSED,
-                    refusal=Refusal.STOP_TIMED_OUT if late else Refusal.FOREIGN_PATCH,
-                    detail="the threads did not stop in time; nothing was changed: try again, or "
-                    "give a longer deadline"
-                    if late
-                    else "its bytes are not those of the file: a debugger, a uprobe or another "
-                    "tracer is there",
-                )
-            )
+        self._keep(done, options, report)
+        self._take_back(not_done, results, timed_out, report)
         if options.all_or_nothing and not_done:
             self.disable([t.function.address for t in done], options, report)
             report.outcomes = [
@@ -339,51 +276,53 @@ class PatchEngine:
                 if o.status is not Status.ENABLED
             ]
 
+    def _keep(
+        self, done: Sequence[Tracepoint], options: EngineOptions, report: EngineReport
+    ) -> None:
+        now = time.time_ns()
+        for tracepoint in done:
+            tracepoint.enabled = True
+            tracepoint.conflicting = False
+            tracepoint.owner = options.owner
+            tracepoint.enabled_unix_ns = now
+            writer = _writer_of(tracepoint.plan, options.plan.writer)
+            report.outcomes.append(
+                SiteOutcome(
+                    tracepoint.function,
+                    Status.ENABLED,
+                    tracepoint.function_id,
+                    tracepoint.plan,
+                    writer,
+                    detail=tracepoint.plan.detail,
+                )
+            )
+        self._journal(done, Phase.PATCHED)
+
+    def _take_back(
+        self,
+        not_done: Sequence[Tracepoint],
+        results: Mapping[int, SiteStatus],
+        timed_out: bool,
+        report: EngineReport,
+    ) -> None:
+        tails = [t.plan.tail.reversed() for t in not_done if t.plan.tail is not None]
+        write_running(self._memory, tails)
+        self._journal(not_done, Phase.FREE)
+        for tracepoint in not_done:
+            late = timed_out and tracepoint.function_id not in results
+            report.outcomes.append(
+                SiteOutcome(
+                    tracepoint.function,
+                    Status.REFUSED,
+                    refusal=Refusal.STOP_TIMED_OUT if late else Refusal.FOREIGN_PATCH,
+                    detail=_TOO_LATE if late else _FOREIGN,
+                )
+            )
+
     def _journal(self, tracepoints: Sequence[Tracepoint], phase: Phase) -> None:
         self._manifest.write(
             [(t.journal_index, Entry.of(t.plan, t.function_id, phase)) for t in tracepoints]
         )
-
-    # -- the unwinder ------------------------------------------------------
-
-    # Before the first return address is replaced, every unwinder in the
-    # process must be able to see through the thunks (H39).
-    def _hook_unwinders(self, pauses: Pauses) -> None:
-        for unwinder in find_unwinders(self._program.modules).hookable:
-            if unwinder.address not in self._hooks.addresses | self._unhookable:
-                self._hook_unwinder(unwinder, pauses)
-
-    def _hook_unwinder(self, unwinder: Unwinder, pauses: Pauses) -> None:
-        self._annex.layout.refresh(read_mappings(self._memory.pid))
-        try:
-            plan = self._architecture.plan_unwinder_hook(
-                unwinder.module.code_of(unwinder.index), unwinder.module.span, self._annex.layout
-            )
-        except RefusedError:
-            self._unhookable.add(unwinder.address)
-            return
-        if _any_inside(
-            plan.writes, [(m.start, m.start + m.size) for m in self._annex.map_pending()]
-        ):
-            self._unhookable.add(unwinder.address)
-            return
-        self._write_code(plan.writes)
-        index = self._manifest.reserve(1)
-        self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHING))])
-        if plan.tail is not None:
-            write_running(self._memory, [plan.tail])
-        if plan.writer is Writer.BYTE:
-            statuses = write_running(self._memory, [plan.head])
-        else:
-            order = StopOrder([plan.head], DEFAULT_STOP_DEADLINE_NS)
-            statuses, _ = write_stopped(self._memory, order, pauses)
-        if statuses[0] in _DONE:
-            self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHED))])
-            self._hooks.add(unwinder.address, plan, index)
-            return
-        # Somebody else has patched it: exits are not traced then.
-        self._manifest.write([(index, Entry.of(plan, 0, Phase.FREE))])
-        self._unhookable.add(unwinder.address)
 
     # -- disabling ---------------------------------------------------------
 
@@ -473,10 +412,9 @@ class PatchEngine:
         options = EngineOptions(stop_deadline_ns=deadline_ns)
         self._annex.enable(False)
         self.disable(enabled, options, report)
-        hooks = self._hooks.all
-        if not self.tracepoints and not hooks:
+        heads = self._hooks.ways_back()
+        if not self.tracepoints and not heads:
             return report
-        heads: list[Patch] = [hook.plan.head.reversed() for hook in hooks]
         repair = FrameRepair(self._annex.thunks, THUNK_SPAN, self._annex.read_slots())
         order = StopOrder(heads, deadline_ns, self._annex.code_ranges, repair)
         try:
@@ -486,17 +424,8 @@ class PatchEngine:
             # that is no danger, since the code stays.
             order = StopOrder(heads, 10 * deadline_ns, (), repair)
             _, report.frames = write_stopped(self._memory, order, report.pauses)
-        tails = [hook.plan.tail.reversed() for hook in hooks if hook.plan.tail is not None]
-        write_running(self._memory, tails)
-        self._manifest.write(
-            [(hook.journal_index, Entry.of(hook.plan, 0, Phase.FREE)) for hook in hooks]
-        )
-        self._hooks.clear()
+        self._hooks.removed()
         return report
-
-
-def _has_refusal(outcomes: Sequence[SiteOutcome]) -> bool:
-    return any(outcome.status is Status.REFUSED for outcome in outcomes)
 
 
 def _refused(planned: Planned) -> SiteOutcome:

@@ -6,8 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from uftrace_agent.engine.annex import Annex
+from uftrace_agent.engine.architecture import Architecture
+from uftrace_agent.engine.manifest import Entry, Manifest, Phase
+from uftrace_agent.engine.model import RefusedError, Writer
 from uftrace_agent.engine.program import ModuleView
-from uftrace_agent.engine.site import SitePlan
+from uftrace_agent.engine.site import Patch, SitePlan
+from uftrace_agent.engine.writer import Pauses, StopOrder, write_running, write_stopped
+from uftrace_agent.process.address_space import read_mappings
+from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.runtime.host_library import SiteStatus
+
+_STOP_DEADLINE_NS: Final = 1_000_000_000
 
 # Where libgcc's unwinder looks up a frame: exported by libgcc_s, a plain
 # symbol in programs linked with the static copy.
@@ -76,20 +86,88 @@ class Hook:
 
 
 class UnwinderHooks:
-    """The hooks that are in place."""
+    """The hooks of one process: in before the first thunk is used, out last."""
 
-    def __init__(self) -> None:
-        self.all: list[Hook] = []
+    def __init__(
+        self,
+        memory: ProcessMemory,
+        annex: Annex,
+        manifest: Manifest,
+        architecture: Architecture,
+    ) -> None:
+        self._memory = memory
+        self._annex = annex
+        self._manifest = manifest
+        self._architecture = architecture
+        self._hooks: list[Hook] = []
+        self._failed: set[int] = set()
 
     @property
     def addresses(self) -> set[int]:
         """Live entry addresses of the hooked lookups."""
-        return {hook.address for hook in self.all}
+        return {hook.address for hook in self._hooks}
 
-    def add(self, address: int, plan: SitePlan, journal_index: int) -> None:
-        """A hook is in place."""
-        self.all.append(Hook(address, plan, journal_index))
+    @property
+    def some_failed(self) -> bool:
+        """Whether there is an unwinder that could not be hooked."""
+        return bool(self._failed)
 
-    def clear(self) -> None:
-        """No hook is in place any more."""
-        self.all.clear()
+    def install(self, modules: Iterable[ModuleView], pauses: Pauses) -> None:
+        """Hook every unwinder that is not hooked yet.
+
+        Raises:
+            BusyTargetError: The threads did not stop in time; nothing was changed.
+            TargetGoneError: The process ended.
+        """
+        known = self.addresses | self._failed
+        for unwinder in find_unwinders(modules).hookable:
+            if unwinder.address in known:
+                continue
+            plan = self._prepare(unwinder)
+            if plan is None or not self._write(unwinder, plan, pauses):
+                self._failed.add(unwinder.address)
+
+    def _prepare(self, unwinder: Unwinder) -> SitePlan | None:
+        self._annex.layout.refresh(read_mappings(self._memory.pid))
+        try:
+            plan = self._architecture.plan_unwinder_hook(
+                unwinder.module.code_of(unwinder.index), unwinder.module.span, self._annex.layout
+            )
+        except RefusedError:
+            return None
+        for missing in self._annex.map_pending():
+            if any(missing.start <= w.address < missing.start + missing.size for w in plan.writes):
+                return None
+        self._annex.write_code(plan.writes)
+        return plan
+
+    def _write(self, unwinder: Unwinder, plan: SitePlan, pauses: Pauses) -> bool:
+        index = self._manifest.reserve(1)
+        self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHING))])
+        if plan.tail is not None:
+            write_running(self._memory, [plan.tail])
+        if plan.writer is Writer.BYTE:
+            statuses = write_running(self._memory, [plan.head])
+        else:
+            order = StopOrder([plan.head], _STOP_DEADLINE_NS)
+            statuses, _ = write_stopped(self._memory, order, pauses)
+        if statuses[0] not in (SiteStatus.WRITTEN, SiteStatus.ALREADY):
+            # Somebody else has patched it: exits are not traced then.
+            self._manifest.write([(index, Entry.of(plan, 0, Phase.FREE))])
+            return False
+        self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHED))])
+        self._hooks.append(Hook(unwinder.address, plan, index))
+        return True
+
+    def ways_back(self) -> list[Patch]:
+        """What sets the hooked code back."""
+        return [hook.plan.head.reversed() for hook in self._hooks]
+
+    def removed(self) -> None:
+        """The hooked code has been set back."""
+        tails = [hook.plan.tail.reversed() for hook in self._hooks if hook.plan.tail is not None]
+        write_running(self._memory, tails)
+        self._manifest.write(
+            [(hook.journal_index, Entry.of(hook.plan, 0, Phase.FREE)) for hook in self._hooks]
+        )
+        self._hooks.clear()

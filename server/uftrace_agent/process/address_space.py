@@ -145,20 +145,36 @@ class FreeSpace:
                 return
 
 
-def stack_low(mappings: Sequence[Mapping], sp: int) -> int | None:
-    """The lowest usable address of the stack that `sp` is in.
+@dataclass(frozen=True, slots=True)
+class StackBounds:
+    """Where a thread's own stack is: the stack pointer must be within it."""
+
+    low: int
+    high: int
+
+
+def own_stack(mappings: Sequence[Mapping], sp: int, thread_pointer: int) -> StackBounds | None:
+    """The stack that a thread was born with, if `sp` is on it.
+
+    Below the stack pointer of any other stack (a fiber's, a goroutine's, an
+    alternate one) may lie somebody else's data (H75). The kernel names the main
+    thread's; those of C libraries are one block: guard, stack, and at its top
+    what the thread pointer points to.
 
     Returns:
-        None where `sp` is in no writable private memory. The main stack grows
-        on demand, so its low end is below its mapping.
+        None where `sp` is on another stack.
     """
     index = bisect.bisect_right(mappings, sp, key=lambda mapping: mapping.start) - 1
-    if index < 0:
+    if index < 0 or not mappings[index].start <= sp < mappings[index].end:
         return None
     mapping = mappings[index]
-    if not mapping.start <= sp < mapping.end or "w" not in mapping.flags or mapping.is_shared:
-        return None
     if mapping.name == "[stack]":
+        # It grows on demand, down to what is below it.
         floor = mappings[index - 1].end if index else 0
-        return max(mapping.start - (1 << 20), floor + _STACK_GUARD)
-    return mapping.start
+        return StackBounds(max(mapping.start - (1 << 20), floor + _STACK_GUARD), mapping.end)
+    guard = mappings[index - 1] if index else None
+    if guard is None or guard.end != mapping.start or guard.flags != "---p":
+        return None
+    if mapping.flags != "rw-p" or not sp < thread_pointer < mapping.end:
+        return None
+    return StackBounds(mapping.start, thread_pointer)

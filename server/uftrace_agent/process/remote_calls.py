@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uftrace_agent.errors import AgentError, BusyTargetError, EngineFaultError
-from uftrace_agent.process.address_space import Mapping, read_mappings, stack_low
+from uftrace_agent.process.address_space import Mapping, own_stack, read_mappings
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.threads import ThreadState, remote_call_candidates
 from uftrace_agent.runtime.host_library import CCall, CLook, CRemote, error_for, library
@@ -90,20 +90,22 @@ class RemoteCaller:
             raise BusyTargetError(
                 f"no thread of process {self._pid} has a stack that can be used now",
                 reason="NO_SAFE_THREAD",
-                hint="try again; programs whose threads all run on tiny stacks cannot be attached",
+                hint="try again; programs whose threads are all on stacks of their own making "
+                "(fibers, goroutines) all the time cannot be attached",
             )
         raise failure
 
     def _try_thread(
         self, thread: ThreadState, mappings: Sequence[Mapping], calls: Sequence[RemoteCall]
     ) -> tuple[int, list[int]]:
-        look = CLook(pid=self._pid, tid=thread.tid, sp=thread.sp, deadline_nanos=_DEADLINE_NS)
-        if not thread.sp:
+        stack = own_stack(mappings, thread.sp, 0)
+        if stack is None:
+            look = CLook(pid=self._pid, tid=thread.tid, deadline_nanos=_DEADLINE_NS)
             code = library().uh_look(ctypes.byref(look))
             if code:
                 return code, []
-        low = stack_low(mappings, look.sp)
-        if low is None:
+            stack = own_stack(mappings, look.sp, look.thread_pointer)
+        if stack is None:
             return -errno.ENOSPC, []
         scratch = bytearray()
         array = (CCall * len(calls))()
@@ -125,7 +127,8 @@ class RemoteCaller:
             gadget=self._gadget,
             restorer=self._restorer,
             pop_rax=self._pop_rax,
-            stack_low=low,
+            stack_low=stack.low,
+            stack_high=stack.high,
             scratch=bytes(scratch),
             scratch_bytes=len(scratch),
             deadline_nanos=_DEADLINE_NS,

@@ -21,8 +21,9 @@ from uftrace_agent.engine.manifest import (
     Phase,
     find_manifests,
 )
-from uftrace_agent.engine.patch_engine import DEFAULT_STOP_DEADLINE_NS, PatchEngine
+from uftrace_agent.engine.patch_engine import PatchEngine
 from uftrace_agent.engine.program import Program
+from uftrace_agent.engine.report import DEFAULT_STOP_DEADLINE_NS
 from uftrace_agent.engine.site import Patch
 from uftrace_agent.engine.writer import FrameRepair, Pauses, StopOrder, write_stopped
 from uftrace_agent.engine.x86_64.forms import X86Architecture

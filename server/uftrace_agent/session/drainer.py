@@ -128,9 +128,7 @@ class Drainer:
             wakeup.set()
         self._wakeups[id(subscription)] = wakeup
         losses = self._losses() if known_losses is None else known_losses
-        self._baseline[id(subscription)] = {
-            (loss.stage, loss.tid): loss.records for loss in losses
-        }
+        self._baseline[id(subscription)] = {(loss.stage, loss.tid): loss.records for loss in losses}
         self._listening.set()
         return wakeup
 

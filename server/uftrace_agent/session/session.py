@@ -17,14 +17,13 @@ from typing import Final, TypeVar
 import structlog
 
 from uftrace_agent.engine.model import Status, Writer
-from uftrace_agent.engine.patch_engine import (
+from uftrace_agent.engine.planner import PlanOptions
+from uftrace_agent.engine.report import (
     DEFAULT_STOP_DEADLINE_NS,
     EngineOptions,
     EngineReport,
     SiteOutcome,
 )
-from uftrace_agent.engine.planner import PlanOptions
-from uftrace_agent.engine.program import ProgramFunction
 from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.errors import AgentError, InvalidRequestError, TargetGoneError
 from uftrace_agent.recording.clock import TickClock
@@ -36,7 +35,6 @@ from uftrace_agent.session.function_names import function_ref
 from uftrace_agent.session.types import (
     DetachOutcome,
     EventBatch,
-    FunctionRef,
     MappedModule,
     PatchOrder,
     PatchOutcome,

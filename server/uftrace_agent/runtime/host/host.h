@@ -81,7 +81,8 @@ struct uh_remote {
 	uint64_t gadget;   /* `syscall; ret` in the target */
 	uint64_t restorer; /* code that calls rt_sigreturn, or 0 */
 	uint64_t pop_rax;  /* `pop %rax; ret`, where there is no restorer */
-	uint64_t stack_low; /* lowest address that the frame may use; 0: none known */
+	uint64_t stack_low;  /* the thread's own stack: its stack pointer must be on it */
+	uint64_t stack_high;
 	const uint8_t *scratch;
 	uint32_t scratch_bytes;
 	uint32_t calls_done; /* out */

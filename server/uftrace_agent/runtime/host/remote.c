@@ -107,7 +107,8 @@ static int build_frame(struct work *w, struct frame *frame)
 	w->frame_at = ((fp_at - sizeof *frame - 64) & ~15ull) - 8;
 	w->scratch_at = (w->frame_at - 1024 - w->remote->scratch_bytes) & ~15ull;
 	low = w->scratch_at - 1024;
-	if (low < w->remote->stack_low)
+	/* It may have changed stacks since the caller looked (H75). */
+	if (low < w->remote->stack_low || r.rsp >= w->remote->stack_high)
 		return -ENOSPC;
 
 	memcpy(&features, w->xstate + SW_RESERVED, 8); /* the kernel leaves XCR0 here */

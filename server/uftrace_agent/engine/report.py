@@ -1,0 +1,52 @@
+"""What is asked of the patch engine, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from uftrace_agent.engine.model import Refusal, Status, Writer
+from uftrace_agent.engine.planner import PlanOptions
+from uftrace_agent.engine.program import ProgramFunction
+from uftrace_agent.engine.site import SitePlan
+from uftrace_agent.engine.writer import Pauses
+
+DEFAULT_STOP_DEADLINE_NS: Final = 200_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How one request is to be carried out."""
+
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    all_or_nothing: bool = False
+    dry_run: bool = False
+    stop_deadline_ns: int = DEFAULT_STOP_DEADLINE_NS
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteOutcome:
+    """What became of one function."""
+
+    function: ProgramFunction
+    status: Status
+    function_id: int = 0
+    plan: SitePlan | None = None
+    writer: Writer | None = None
+    refusal: Refusal | None = None
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class EngineReport:
+    """What became of a request; times in nanoseconds."""
+
+    outcomes: list[SiteOutcome]
+    pauses: Pauses = field(default_factory=Pauses)
+    plan_ns: int = 0
+    frames: int = 0
+
+    def has_refusal(self) -> bool:
+        """Whether some function was refused."""
+        return any(outcome.status is Status.REFUSED for outcome in self.outcomes)
