@@ -23,7 +23,7 @@ _READS_RETURN_ADDRESS: Final = re.compile(
     r"__backtrace|pthread_exit|__pthread_exit|__do_cancel|__pthread_unwind\w*|"
     r"__libc_start_main\w*|__libc_start_call_main"
 )
-_LOADER: Final = re.compile(r"ld(-linux|64|-musl)?[-.\w]*\.so(\.\d+)?")
+_LOADER: Final = re.compile(r"ld(-linux|64|-musl)?(-[-.\w]+)?\.so(\.\d+)?")
 _RUNTIME_LIBRARY: Final = re.compile(r"(libc|libpthread|libgcc_s|ld-linux\S*)([-.]\S*)?\.so\S*")
 _UNWIND_LIBRARY: Final = re.compile(r"lib(gcc_s|unwind)\S*\.so\S*")
 

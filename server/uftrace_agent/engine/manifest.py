@@ -96,7 +96,10 @@ class Entry:
         old, new, tail_old, tail_new, landing = fields[7:]
         tail = Patch(tail_at, tail_old[:tail_size], tail_new[:tail_size]) if tail_size else None
         head = Patch(at, old[:head_size], new[:head_size])
-        return Entry(Phase(phase), Form(form), function_id, head, tail, landing)
+        try:
+            return Entry(Phase(phase), Form(form), function_id, head, tail, landing)
+        except ValueError:  # no agent wrote that: the process can write here too
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +225,14 @@ def _read_manifest(memory: ProcessMemory, address: int) -> Iterator[FoundManifes
     if _HEADER_CRC.unpack_from(data, _HEADER.size)[0] != zlib.crc32(body):
         # Torn while it was rewritten: the count may be off, the entries are not.
         in_use = CAPACITY
-    raw = memory.read(address + MANIFEST_HEADER_BYTES, min(in_use, CAPACITY) * SITE_BYTES)
+    raw = memory.read_some(address + MANIFEST_HEADER_BYTES, min(in_use, CAPACITY) * SITE_BYTES)
     entries = (
-        Entry.unpack(raw[offset : offset + SITE_BYTES]) for offset in range(0, len(raw), SITE_BYTES)
+        Entry.unpack(raw[offset : offset + SITE_BYTES])
+        for offset in range(0, len(raw) - SITE_BYTES + 1, SITE_BYTES)
     )
+    boot_id = boot.rstrip(b"\0").decode(errors="replace")
     yield FoundManifest(
         address=address,
-        identity=Identity(pid, start, boot.rstrip(b"\0").decode(), agent_pid, agent_start, thunks),
+        identity=Identity(pid, start, boot_id, agent_pid, agent_start, thunks),
         entries=tuple(entry for entry in entries if entry is not None),
     )

@@ -58,7 +58,8 @@ def read_mappings(pid: int) -> list[Mapping]:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"process {pid} is gone") from error
     mappings = []
-    for line in text.splitlines():
+    # Not splitlines(): a file's name may hold other characters that end lines.
+    for line in text.removesuffix("\n").split("\n") if text else ():
         fields = line.split(None, 5)
         start, _, end = fields[0].partition("-")
         mappings.append(
@@ -178,3 +179,12 @@ def own_stack(mappings: Sequence[Mapping], sp: int, thread_pointer: int) -> Stac
     if mapping.flags != "rw-p" or not sp < thread_pointer < mapping.end:
         return None
     return StackBounds(mapping.start, thread_pointer)
+
+
+def main_stack_bottom(mappings: Sequence[Mapping], size: int) -> StackBounds | None:
+    """The lowest `size` bytes of the main thread's stack, where it is so large
+    that they are out of ordinary use."""
+    for mapping in mappings:
+        if mapping.name == "[stack]" and mapping.end - mapping.start >= 8 * size:
+            return StackBounds(mapping.start, mapping.start + size)
+    return None

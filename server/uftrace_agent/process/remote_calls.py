@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uftrace_agent.errors import AgentError, BusyTargetError, EngineFaultError
-from uftrace_agent.process.address_space import Mapping, own_stack, read_mappings
+from uftrace_agent.process.address_space import (
+    Mapping,
+    StackBounds,
+    main_stack_bottom,
+    own_stack,
+    read_mappings,
+)
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.threads import ThreadState, remote_call_candidates
 from uftrace_agent.runtime.host_library import CCall, CLook, CRemote, error_for, library
@@ -25,6 +31,8 @@ _RESTORERS = (
 _POP_RAX = b"\x58\xc3"
 _DEADLINE_NS = 2_000_000_000
 _ROUNDS = 20
+# A signal frame with all vector state (AMX: 8 KiB) and what the calls need.
+_FRAME_BYTES = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,9 @@ class RemoteCaller:
             if code:
                 return code, []
             stack = own_stack(mappings, look.sp, look.thread_pointer)
+        spare = None
+        if stack is None and thread.tid == self._pid:
+            stack = spare = self._unused_stack(mappings)
         if stack is None:
             return -errno.ENOSPC, []
         scratch = bytearray()
@@ -129,13 +140,24 @@ class RemoteCaller:
             pop_rax=self._pop_rax,
             stack_low=stack.low,
             stack_high=stack.high,
+            frame_top=spare.high if spare else 0,
             scratch=bytes(scratch),
             scratch_bytes=len(scratch),
             deadline_nanos=_DEADLINE_NS,
         )
         code = library().uh_remote_calls(ctypes.byref(remote))
+        if spare is not None and code != -errno.ESRCH:
+            self._memory.write(spare.low, bytes(spare.high - spare.low))
         self.longest_pause_ns = max(self.longest_pause_ns, remote.pause_nanos)
         return code, [row.result for row in array[: remote.calls_done]]
+
+    # A main thread that runs on a stack of the program's making (Go) has left
+    # its own one: the far end of that, if nothing was ever there.
+    def _unused_stack(self, mappings: Sequence[Mapping]) -> StackBounds | None:
+        bottom = main_stack_bottom(mappings, _FRAME_BYTES)
+        if bottom is None or any(self._memory.read(bottom.low, _FRAME_BYTES)):
+            return None
+        return bottom
 
     def _find_gadgets(self) -> None:
         for mapping in read_mappings(self._pid):

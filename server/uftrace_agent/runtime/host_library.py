@@ -122,6 +122,7 @@ class CRemote(ctypes.Structure):
         ("pop_rax", ctypes.c_uint64),
         ("stack_low", ctypes.c_uint64),
         ("stack_high", ctypes.c_uint64),
+        ("frame_top", ctypes.c_uint64),
         ("scratch", ctypes.c_char_p),
         ("scratch_bytes", ctypes.c_uint32),
         ("calls_done", ctypes.c_uint32),

@@ -125,7 +125,7 @@ def unwind_entry(thunks: int, slots: int) -> tuple[bytes, int]:
     address must lie inside the call (DWARF 5 section 6.4; research/patching.md
     M10).
     """
-    # DW_OP_breg16 0; const8u thunks; minus; lit4; shr; lit4; shl; const8u slots;
+    # DW_OP_breg16 0; addr thunks; minus; lit4; shr; lit4; shl; addr slots;
     # plus; deref; lit1; minus. The two shifts clear the low four bits.
     expression = (
         b"\x80\x00\x03"

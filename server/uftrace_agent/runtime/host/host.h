@@ -83,6 +83,7 @@ struct uh_remote {
 	uint64_t pop_rax;  /* `pop %rax; ret`, where there is no restorer */
 	uint64_t stack_low;  /* the thread's own stack: its stack pointer must be on it */
 	uint64_t stack_high;
+	uint64_t frame_top; /* or 0: the frame goes here, wherever the thread's stack is */
 	const uint8_t *scratch;
 	uint32_t scratch_bytes;
 	uint32_t calls_done; /* out */

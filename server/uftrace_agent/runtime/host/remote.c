@@ -80,7 +80,7 @@ static int build_frame(struct work *w, struct frame *frame)
 	/* A multiple of 8, with room for the magic word behind it. */
 	struct iovec io = { w->xstate, sizeof w->xstate - 8 };
 	const uint32_t magic2 = MAGIC2;
-	uint64_t features, fp_at, low;
+	uint64_t features, fp_at, low, top;
 	pid_t tid = w->remote->tid;
 
 	if (ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &io))
@@ -103,12 +103,13 @@ static int build_frame(struct work *w, struct frame *frame)
 			break;
 		}
 	}
-	fp_at = (r.rsp - 128 - w->xstate_size - 64) & ~63ull;
+	top = w->remote->frame_top ? w->remote->frame_top : r.rsp - 128; /* red zone */
+	fp_at = (top - w->xstate_size - 64) & ~63ull;
 	w->frame_at = ((fp_at - sizeof *frame - 64) & ~15ull) - 8;
 	w->scratch_at = (w->frame_at - 1024 - w->remote->scratch_bytes) & ~15ull;
 	low = w->scratch_at - 1024;
 	/* It may have changed stacks since the caller looked (H75). */
-	if (low < w->remote->stack_low || r.rsp >= w->remote->stack_high)
+	if (low < w->remote->stack_low || (!w->remote->frame_top && r.rsp >= w->remote->stack_high))
 		return -ENOSPC;
 
 	memcpy(&features, w->xstate + SW_RESERVED, 8); /* the kernel leaves XCR0 here */

@@ -1,0 +1,197 @@
+"""The journal of sites, written to and read from real memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from uftrace_agent.engine.manifest import (
+    CAPACITY,
+    MANIFEST_BYTES,
+    Entry,
+    Identity,
+    Manifest,
+    Phase,
+    find_manifests,
+)
+from uftrace_agent.engine.model import Form
+from uftrace_agent.engine.site import Patch
+from uftrace_agent.errors import ExhaustedError
+from uftrace_agent.process.address_space import Mapping
+from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.runtime.layout import MANIFEST_HEADER_BYTES, SITE_BYTES
+
+IDENTITY = Identity(4711, 99, "01234567-89ab-cdef-0123-456789abcdef", 12, 34, 0x7F0000000000)
+PUN = Entry(
+    Phase.PATCHED, Form.PUN, 5, Patch(0x401000, b"\x55\x48", b"\xe9\x48"), None, landing=0x700000
+)
+HOP = Entry(
+    Phase.RESTORING,
+    Form.HOP,
+    6,
+    Patch(0x402000, b"\x31\xc0", b"\xeb\x10"),
+    Patch(0x402012, b"\x90" * 5, b"\xe9\x01\x02\x03\x04"),
+)
+
+
+class Place:
+    """Private memory of this process, seen as another process's."""
+
+    def __init__(self) -> None:
+        self.memory = ProcessMemory(os.getpid())
+        self._map = mmap.mmap(-1, MANIFEST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        anchor = ctypes.c_char.from_buffer(self._map)
+        self.address = ctypes.addressof(anchor)
+        del anchor
+        self.mapping = Mapping(
+            self.address, self.address + MANIFEST_BYTES, "rw-p", 0, "00:00", 0, ""
+        )
+
+    def damage(self, offset: int) -> None:
+        self._map[offset] ^= 0x40
+
+    def close(self) -> None:
+        self._map.close()
+        self.memory.close()
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    opened = Place()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def manifest(place: Place) -> Manifest:
+    made = Manifest(place.memory, place.address, IDENTITY)
+    made.create()
+    return made
+
+
+@pytest.mark.parametrize("entry", [PUN, HOP])
+def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
+    packed = entry.pack()
+    assert len(packed) == SITE_BYTES
+    assert Entry.unpack(packed) == entry
+
+
+def test_the_largest_entry_fits() -> None:
+    head = Patch((1 << 64) - 1, bytes(range(16)), bytes(range(16, 32)))
+    tail = Patch((1 << 64) - 9, bytes(8), b"\xff" * 8)
+    entry = Entry(Phase.PATCHING, Form.WORD, (1 << 24) - 1, head, tail, (1 << 64) - 1)
+    assert Entry.unpack(entry.pack()) == entry
+
+
+@pytest.mark.parametrize("offset", range(0, 100, 7))
+def test_a_torn_entry_is_none(offset: int) -> None:
+    packed = bytearray(PUN.pack())
+    packed[offset] ^= 1
+    assert Entry.unpack(bytes(packed)) is None
+
+
+def test_a_place_that_was_never_used_is_no_entry() -> None:
+    assert Entry.unpack(bytes(SITE_BYTES)) is None
+
+
+def test_a_journal_is_found(place: Place, manifest: Manifest) -> None:
+    first = manifest.reserve(2)
+    manifest.write([(first, PUN), (first + 1, HOP)])
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert found.address == place.address
+    assert found.identity == IDENTITY
+    assert found.entries == (PUN, HOP)
+
+
+@pytest.mark.parametrize(
+    "change", [{"flags": "r--p"}, {"flags": "rw-s"}, {"inode": 5}, {"flags": "r-xp"}]
+)
+def test_only_private_writable_memory_can_be_a_journal(
+    place: Place, manifest: Manifest, change: dict[str, object]
+) -> None:
+    other = replace(place.mapping, **change)  # type: ignore[arg-type]
+    assert find_manifests(place.memory, [other]) == []
+
+
+def test_memory_that_is_none_is_passed_over(place: Place) -> None:
+    assert find_manifests(place.memory, [place.mapping]) == []
+    unmapped = replace(place.mapping, start=0x1000, end=0x2000)
+    assert find_manifests(place.memory, [unmapped]) == []
+
+
+def test_entries_may_be_written_in_any_order(place: Place, manifest: Manifest) -> None:
+    manifest.reserve(6)
+    entries = [replace(PUN, function_id=index + 1) for index in range(6)]
+    manifest.write([(index, entries[index]) for index in (4, 5, 0, 1, 3, 2)])
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert list(found.entries) == entries
+
+
+def test_an_entry_is_written_over(place: Place, manifest: Manifest) -> None:
+    manifest.reserve(1)
+    manifest.write([(0, PUN)])
+    manifest.write([(0, replace(PUN, phase=Phase.FREE))])
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert [entry.phase for entry in found.entries] == [Phase.FREE]
+
+
+def test_what_was_not_reserved_is_not_read(place: Place, manifest: Manifest) -> None:
+    manifest.reserve(1)
+    manifest.write([(0, PUN), (1, HOP)])
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert found.entries == (PUN,)
+
+
+def test_a_torn_header_hides_no_entry(place: Place, manifest: Manifest) -> None:
+    # The count may be off: all places are looked at.
+    manifest.reserve(1)
+    manifest.write([(0, PUN), (1, HOP)])
+    place.damage(60)
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert found.entries == (PUN, HOP)
+
+
+def test_a_torn_entry_hides_no_other(place: Place, manifest: Manifest) -> None:
+    manifest.reserve(3)
+    manifest.write([(0, PUN), (1, PUN), (2, HOP)])
+    place.damage(MANIFEST_HEADER_BYTES + SITE_BYTES + 20)
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert found.entries == (PUN, HOP)
+
+
+def test_a_journal_of_another_version_is_left_alone(place: Place, manifest: Manifest) -> None:
+    place.damage(8)
+    assert find_manifests(place.memory, [place.mapping]) == []
+
+
+def test_a_full_journal_says_so(manifest: Manifest) -> None:
+    assert manifest.reserve(CAPACITY - 1) == 0
+    assert manifest.reserve(1) == CAPACITY - 1
+    with pytest.raises(ExhaustedError, match="full"):
+        manifest.reserve(1)
+
+
+def test_who_holds_the_process_is_told(place: Place, manifest: Manifest) -> None:
+    def holder() -> int:
+        (found,) = find_manifests(place.memory, [place.mapping])
+        return found.identity.agent_pid
+
+    assert holder() == 12
+    manifest.release()
+    assert holder() == 0
+    manifest.hold()
+    assert holder() == 12
+
+
+def test_a_disowned_journal_holds_no_site(place: Place, manifest: Manifest) -> None:
+    manifest.reserve(2)
+    manifest.write([(0, PUN), (1, HOP)])
+    manifest.disown([PUN, HOP])
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert {entry.phase for entry in found.entries} == {Phase.FREE}
+    assert found.identity.agent_pid == 0
