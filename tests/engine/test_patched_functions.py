@@ -45,9 +45,7 @@ FUNCTIONS = {
 def planned(annex: AnnexModel, code: bytes, *, gaps: list[Gap], writer: Writer) -> SitePlan:
     assert TEXT == PROGRAM
     region = CodeRegion(CODE, 0x10000, STUBS)
-    return Case(region=region).plan(
-        code, writer=writer, gaps=gaps, text=Text(code), size=len(code)
-    )
+    return Case(region=region).plan(code, writer=writer, gaps=gaps, text=Text(code), size=len(code))
 
 
 def install(annex: AnnexModel, plan: SitePlan) -> None:

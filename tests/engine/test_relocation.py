@@ -83,7 +83,21 @@ def first_instructions(code: bytes, address: int) -> Iterator[Instruction]:
 # -- generated encodings ----------------------------------------------------
 
 PREFIXES = (b"", b"\x66", b"\x48", b"\x44", b"\x4c", b"\x66\x44", b"\xf0", b"\xf2", b"\xf3")
-ONE_BYTE = (0x00, 0x01, 0x02, 0x03, 0x0B, 0x23, 0x2B, 0x33, 0x38, 0x39, 0x3A, 0x3B, 0x63)
+ONE_BYTE: tuple[int, ...] = (
+    0x00,
+    0x01,
+    0x02,
+    0x03,
+    0x0B,
+    0x23,
+    0x2B,
+    0x33,
+    0x38,
+    0x39,
+    0x3A,
+    0x3B,
+    0x63,
+)
 ONE_BYTE += (0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A, 0x8B, 0x8D)
 # With an extension of the opcode in ModRM: (opcode, extensions, immediate bytes).
 GROUPS = (
@@ -102,14 +116,47 @@ GROUPS = (
     (0xFF, (0, 1, 2, 4, 6), 0),
     (0x8F, (0,), 0),
 )
-TWO_BYTE = (0x0D, 0x10, 0x11, 0x12, 0x14, 0x16, 0x18, 0x1F, 0x28, 0x29, 0x2A, 0x2D, 0x2E, 0x40)
+TWO_BYTE: tuple[int, ...] = (
+    0x0D,
+    0x10,
+    0x11,
+    0x12,
+    0x14,
+    0x16,
+    0x18,
+    0x1F,
+    0x28,
+    0x29,
+    0x2A,
+    0x2D,
+    0x2E,
+    0x40,
+)
 TWO_BYTE += (0x44, 0x4F, 0x51, 0x54, 0x57, 0x58, 0x59, 0x5C, 0x5E, 0x6E, 0x6F, 0x7E, 0x7F, 0x90)
 TWO_BYTE += (0xA3, 0xAB, 0xAF, 0xB0, 0xB1, 0xB6, 0xB7, 0xB8, 0xBE, 0xBF, 0xC0, 0xC1, 0xD6, 0xEF)
-NOPS = ("90", "6690", "0f1f00", "0f1f4000", "0f1f440000", "660f1f440000", "0f1f8000000000")
+NOPS: tuple[str, ...] = (
+    "90",
+    "6690",
+    "0f1f00",
+    "0f1f4000",
+    "0f1f440000",
+    "660f1f440000",
+    "0f1f8000000000",
+)
 NOPS += ("0f1f840000000000", "660f1f840000000000", "662e0f1f840000000000", "f30f1efa", "f390")
 
 RETURNS = ("c3", "f3c3", "f2c3", "c20800", "c2f000", "c9", "c8200000", "c8200002", "9c", "9d")
-OTHERS = ("fc", "fd", "4883ec28", "488d6424f8", "4889e5", "f3a4", "f348ab", "0fa2", "0f31")
+OTHERS: tuple[str, ...] = (
+    "fc",
+    "fd",
+    "4883ec28",
+    "488d6424f8",
+    "4889e5",
+    "f3a4",
+    "f348ab",
+    "0fa2",
+    "0f31",
+)
 OTHERS += ("f3480faec1", "488b042510000000", "64488b042528000000", "ff742408")
 
 

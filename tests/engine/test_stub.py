@@ -307,7 +307,7 @@ def test_call_sites_share_the_table(annex: AnnexModel) -> None:
     # Every (function, return address) has one thunk, found again each time.
     resume = put_stub(annex)
     state = annex.state(12)
-    thunks = {}
+    thunks: dict[int, int] = {}
     for turn in range(2):
         for site in range(200):
             back = RETURN + 7 * site

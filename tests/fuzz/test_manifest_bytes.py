@@ -49,9 +49,7 @@ class Journal:
 
     def found(self) -> list[FoundManifest]:
         end = self.address + SIZE
-        return find_manifests(
-            self._memory, [Mapping(self.address, end, "rw-p", 0, "00:00", 0, "")]
-        )
+        return find_manifests(self._memory, [Mapping(self.address, end, "rw-p", 0, "00:00", 0, "")])
 
     def close(self) -> None:
         self._map.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 from tests.support.waiting import wait_until
@@ -21,7 +22,7 @@ def test_an_anchor_is_now_on_both_clocks() -> None:
 def test_ticks_rise_with_time() -> None:
     clock = TickClock()
     anchors = [clock.anchor() for _ in range(50)]
-    for earlier, later in zip(anchors, anchors[1:], strict=False):
+    for earlier, later in itertools.pairwise(anchors):
         assert later.ticks > earlier.ticks
         assert later.monotonic_ns > earlier.monotonic_ns
 

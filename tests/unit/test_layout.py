@@ -74,9 +74,7 @@ def test_a_full_region_is_followed_by_another() -> None:
 
 
 def test_without_free_addresses_it_refuses() -> None:
-    space = layout(
-        mapping(TEXT - (2 << 31), 2 << 31), mapping(TEXT + TEXT_BYTES, 2 << 31)
-    )
+    space = layout(mapping(TEXT - (2 << 31), 2 << 31), mapping(TEXT + TEXT_BYTES, 2 << 31))
     with pytest.raises(RefusedError) as caught:
         space.region_near(TEXT, TEXT + TEXT_BYTES)
     assert caught.value.refusal is Refusal.NO_TRAMPOLINE_SPACE

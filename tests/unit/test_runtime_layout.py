@@ -17,7 +17,7 @@ from uftrace_agent.runtime.layout import define
 
 RUNTIME = Path(layout.__file__).parent
 # (struct of runtime.c, prefix of its #defines, {field: end of the name})
-RUNTIME_STRUCTS = (
+RUNTIME_STRUCTS: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
     (
         "uf_thread",
         "THREAD",
@@ -144,7 +144,7 @@ def test_the_blob_begins_with_parameters_and_unwind_block() -> None:
     start = blob.symbols["uf_unwind_fde"]
     assert blob.symbols["uf_params"] == 0
     assert start >= define("PARAM_BYTES")
-    block, _ = unwind_entry(0, 0)
+    block, _ = unwind_entry(4096, 0)
     assert blob.code[: start + len(block)] == bytes(start + len(block))
     entries = {name for name in blob.symbols if name.startswith("uf_entry")}
     assert len(entries) == 6

@@ -17,7 +17,7 @@ _RETURNS_TWICE: Final = re.compile(
 _READS_RETURN_ADDRESS: Final = re.compile(
     r"dlopen|dlsym|dlvsym|dlmopen|dladdr1?|_*dl(open|sym|vsym|mopen)|__libc_dl\w+|"
     r"_dl_\w+|__tls_get_addr\w*|_start|__restore(_rt)?|_?mcount|__fentry__|__cyg_profile_\w+|"
-    r"__x86[._]\w+|__llvm_\w*thunk\w*|__stack_chk_fail|__morestack\w*|"
+    r"__x86[._][\w.]+|__llvm_\w*thunk\w*|__stack_chk_fail|__morestack\w*|"
     r"_Unwind_\w+|__cxa_(throw|rethrow|begin_catch|end_catch|call_\w+)|__gxx_personality\w*|"
     r"__gcc_\w+|__register_frame\w*|__deregister_frame\w*|uw_\w+|unwind_\w+|backtrace|"
     r"__backtrace|pthread_exit|__pthread_exit|__do_cancel|__pthread_unwind\w*|"
