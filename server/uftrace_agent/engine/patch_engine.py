@@ -20,7 +20,7 @@ from uftrace_agent.engine.report import (
     EngineReport,
     SiteOutcome,
 )
-from uftrace_agent.engine.site import CodeWrite, SitePlan
+from uftrace_agent.engine.site import CodeWrite, Patch, SitePlan
 from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.engine.unwinder import UnwinderHooks, find_unwinders
 from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_running, write_stopped
@@ -120,7 +120,7 @@ class PatchEngine:
             known = self.tracepoints.get(function.address)
             if known is None:
                 unknown.append(function)
-            elif known.enabled:
+            elif known.enabled and self._is_in_place(known.plan.head):
                 report.outcomes.append(
                     SiteOutcome(
                         function,
@@ -182,6 +182,10 @@ class PatchEngine:
         if not options.dry_run:
             self._next_id += len(outcomes)
         return parked, planned, layout
+
+    # A module that was unloaded and loaded again at the same place is the file's.
+    def _is_in_place(self, head: Patch) -> bool:
+        return self._memory.read_some(head.address, len(head.wanted)) == head.wanted
 
     # A module that was unloaded took its sites with it; its addresses may be
     # another module's by now (H83).

@@ -105,6 +105,7 @@ struct uh_tracee {
 int uh_run_as_tracer(int (*run)(void *), void *argument);
 int uh_seize(pid_t tid, unsigned long options);
 int uh_await_stop(pid_t tid, uint64_t deadline, int *signal);
+int uh_await_any(pid_t tid, uint64_t deadline, int *signal, int *in_call);
 void uh_detach(pid_t tid, int signal);
 int uh_repair_interrupted_call(pid_t pid, pid_t tid);
 int uh_touch(int mem_fd, const struct uh_site *sites, uint32_t count);

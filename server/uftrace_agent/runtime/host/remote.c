@@ -166,16 +166,18 @@ static int next_syscall_stop(struct work *w, uint64_t deadline)
 	pid_t tid = w->remote->tid;
 
 	for (;;) {
-		int signal, error;
+		int signal, in_call, error;
 
 		if (ptrace(PTRACE_SYSCALL, tid, 0, 0))
 			return -errno;
 		do
-			error = uh_await_stop(tid, deadline, &signal);
+			error = uh_await_any(tid, deadline, &signal, &in_call);
 		while (error == -EAGAIN);
-		if (error || !signal)
+		if (error || in_call)
 			return error;
-		w->withheld = signal;
+		/* A process that was stopped by a signal reports that once more. */
+		if (signal)
+			w->withheld = signal;
 	}
 }
 

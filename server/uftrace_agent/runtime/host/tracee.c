@@ -46,12 +46,14 @@ int uh_seize(pid_t tid, unsigned long options)
 }
 
 /* Wait until the thread is stopped. A signal that it was about to receive is
- * not lost: *signal is to be handed back with the detach. */
-int uh_await_stop(pid_t tid, uint64_t deadline, int *signal)
+ * not lost: *signal is to be handed back with the detach. *in_call: it is at
+ * the entry or exit of a system call. */
+int uh_await_any(pid_t tid, uint64_t deadline, int *signal, int *in_call)
 {
 	unsigned spins = 0;
 
 	*signal = 0;
+	*in_call = 0;
 	for (;;) {
 		siginfo_t info;
 		int event;
@@ -64,7 +66,8 @@ int uh_await_stop(pid_t tid, uint64_t deadline, int *signal)
 			    info.si_code == CLD_DUMPED)
 				return -ESRCH;
 			event = info.si_status >> 8;
-			if (!event && info.si_status != (SIGTRAP | 0x80))
+			*in_call = info.si_status == (SIGTRAP | 0x80);
+			if (!event && !*in_call)
 				*signal = info.si_status;
 			return 0;
 		}
@@ -78,6 +81,13 @@ int uh_await_stop(pid_t tid, uint64_t deadline, int *signal)
 			nanosleep(&pause, 0);
 		}
 	}
+}
+
+int uh_await_stop(pid_t tid, uint64_t deadline, int *signal)
+{
+	int in_call;
+
+	return uh_await_any(tid, deadline, signal, &in_call);
 }
 
 void uh_detach(pid_t tid, int signal)
