@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 from grpc import aio
+from hypothesis import settings
 
 from tests.support.waiting import wait_until
 
 TESTS = Path(__file__).parent
+# The same examples in every run: a run that fails can be run again.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 # Tests compile programs with zig: its cache is the build's, not one in $HOME.
 for _variable in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
     os.environ.setdefault(_variable, str(TESTS.parent / "build" / "zig-cache"))

@@ -119,6 +119,8 @@ class AnnexModel:
     def state(self, seed: int, flags: int | None = None) -> State:
         """Registers of a thread that has just been called from before `RETURN`."""
         state = random_state(random.Random(seed))
+        # The thread pointer points to itself (x86-64 TLS ABI).
+        self.write_word(state.fs_base, state.fs_base)
         self.machine.write(state.fs_base + TID_OFFSET, struct.pack("<I", self.tid))
         self.write_word(stack_pointer(state), RETURN)
         return state if flags is None else replace(state, flags=flags)

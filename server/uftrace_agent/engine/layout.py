@@ -161,12 +161,16 @@ class CodeLayout:
             start = self._hole(page, max(low, page), min(low + span, page + PAGE - size), size)
             if start is not None and self._claim_landing(start, size):
                 return start
+        # From `low` on, or from the page behind it, if a landing there would
+        # reach into a page that is taken.
+        behind = -(-low // PAGE) * PAGE
         for free in self._views:
-            base = free.find(PAGE, low // PAGE * PAGE, low + span + PAGE, near=low)
-            if base is not None:
-                start = max(base, low)
-                if start < low + span and self._claim_landing(start, size):
-                    return start
+            for first_page in (low // PAGE * PAGE, behind):
+                base = free.find(PAGE, first_page, low + span + PAGE, near=first_page)
+                if base is not None:
+                    start = max(base, low)
+                    if start < low + span and self._claim_landing(start, size):
+                        return start
         return None
 
     def _hole(self, page: int, low: int, high: int, size: int) -> int | None:

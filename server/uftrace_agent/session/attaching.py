@@ -262,15 +262,22 @@ def _architecture(pid: int) -> Architecture:
 def find_tid_offset(memory: ProcessMemory) -> int:
     """Where the C library keeps a thread's id, counted from its thread pointer.
 
+    Probes read that word, and the pointer to itself at the thread pointer (the
+    x86-64 TLS ABI), without asking the kernel; so both must be in every thread
+    that is looked at.
+
     Returns:
-        -1 where no such word was found in every thread that was looked at.
+        -1 where they are not: each record costs a system call then.
     """
     candidates: set[int] | None = None
     for tid in thread_ids(memory.pid)[:_THREADS_LOOKED_AT]:
         look = CLook(pid=memory.pid, tid=tid, deadline_nanos=1_000_000_000)
-        if library().uh_look(ctypes.byref(look)) or not look.thread_pointer:
+        if library().uh_look(ctypes.byref(look)):
             continue
-        data = memory.read_some(look.thread_pointer, _TID_SEARCH_BYTES)
+        pointer = look.thread_pointer
+        data = memory.read_some(pointer, _TID_SEARCH_BYTES) if pointer else b""
+        if data[:8] != pointer.to_bytes(8, "little"):
+            return -1
         words = struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4])
         found = {4 * index for index, word in enumerate(words) if word == tid}
         candidates = found if candidates is None else candidates & found

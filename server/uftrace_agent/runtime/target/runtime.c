@@ -142,7 +142,7 @@ static int renew(struct uf_thread *thread, uint32_t tid)
 PROBE struct uf_thread *uf_find_thread(uint64_t key)
 {
 	const int64_t tid_offset = uf_params.tid_offset;
-	uint32_t index = (key * (uint64_t)(int64_t)(int32_t)0x9E3779B1) >> (64 - UF_DIRECTORY_BITS);
+	uint32_t index = (uint32_t)key * 0x9E3779B1u >> (32 - UF_DIRECTORY_BITS);
 	struct uf_thread *thread = 0;
 	uint32_t tid;
 	int found;
@@ -220,10 +220,9 @@ PROBE void uf_record_shared(uint64_t return_slot, uint64_t word)
  * table has no room near its place. */
 PROBE int64_t uf_find_slot(uint64_t address, uint32_t word)
 {
-	uint64_t hash = (uint32_t)(word * 0x9E3779B1u);
+	uint32_t hash = (word * 0x9E3779B1u + (uint32_t)address) * 0x9E3779B1u;
 
-	hash = (hash + address) * (uint64_t)(int64_t)(int32_t)0x9E3779B1;
-	hash >>= 64 - UF_THUNK_BITS;
+	hash >>= 32 - UF_THUNK_BITS;
 	for (uint32_t i = 0; i < UF_SLOT_PROBES; i++) {
 		uint64_t index = (hash + i) & ((1 << UF_THUNK_BITS) - 1);
 		struct uf_slot *slot = &uf_params.slots[index];

@@ -23,7 +23,10 @@ uf_unwind_fde:
 
 	.text
 
-	.set	GOLDEN, -1640531535	/* 0x9E3779B1 as imm32 */
+/* 0x9E3779B1 as imm32. Hashes are the top bits of a product of 32 bits: those of
+ * a product of 64 would hardly depend on the low bits of what is hashed, and
+ * neighbouring return addresses or small stacks would all collide. */
+	.set	GOLDEN, -1640531535
 
 /* Stack of an entry probe below the site's stack pointer S:
  *	S-128		red zone
@@ -65,19 +68,44 @@ uf_unwind_fde:
 	.endif
 	.endm
 
-/* rdi = this thread's directory entry; else jumps to \miss with rcx = key */
+	.macro	LOAD_RETURN how, dst
+	.if \how == 0
+	movq	S_OFF(%rsp), \dst
+	.elseif \how == 1
+	movq	S_OFF+8(%rsp), \dst
+	.else
+	movq	8(%rbp), \dst
+	.endif
+	.endm
+
+	.macro	STORE_RETURN how, src
+	.if \how == 0
+	movq	\src, S_OFF(%rsp)
+	.elseif \how == 1
+	movq	\src, S_OFF+8(%rsp)
+	.else
+	movq	\src, 8(%rbp)
+	.endif
+	.endm
+
+/* rdi = this thread's directory entry; else jumps to \miss. Clobbers rcx rdx.
+ *
+ * Where the word beside the thread pointer that holds the tid is known, so is
+ * the C library, and %fs:0 points to itself (the x86-64 TLS ABI): reading it
+ * takes 1 ns, rdfsbase 4. Thread pointers are reused, so it is the tid that
+ * tells whose entry this is; an entry that nobody has taken holds tid 0. */
 	.macro	FIND_THREAD miss
-	rdfsbase %rcx
-	imulq	$GOLDEN, %rcx, %rdi
-	shrq	$(64 - UF_DIRECTORY_BITS), %rdi
+	movq	uf_params+UF_PARAM_TID_OFFSET(%rip), %rdx
+	testq	%rdx, %rdx
+	js	\miss
+	movq	%fs:0, %rcx
+	imull	$GOLDEN, %ecx, %edi
+	movl	%fs:(%rdx), %edx
+	shrl	$(32 - UF_DIRECTORY_BITS), %edi
 	shlq	$6, %rdi
 	addq	uf_params+UF_PARAM_DIRECTORY(%rip), %rdi
 	cmpq	%rcx, UF_THREAD_KEY(%rdi)
 	jne	\miss
-	movq	uf_params+UF_PARAM_TID_OFFSET(%rip), %rdx
-	testq	%rdx, %rdx
-	js	\miss
-	movl	(%rcx,%rdx), %edx	/* thread pointers are reused: is it still the same thread? */
 	cmpl	%edx, UF_THREAD_TID(%rdi)
 	jne	\miss
 	.endm
@@ -107,8 +135,7 @@ uf_unwind_fde:
 	testq	%rcx, UF_THREAD_SIZE(%rdi)
 	movq	%rax, (%rdx)
 	sete	%al
-	movzbl	%al, %eax
-	orq	%rax, %rsi
+	orb	%al, %sil
 	movq	%rsi, 8(%rdx)		/* last: the phase bit commits the record */
 	.endm
 
@@ -139,16 +166,11 @@ uf_unwind_fde:
 1:	CHECK_ROOM 6f
 2:
 	.if \hijack
-	RETURN_SLOT \how, %rcx
-	movq	(%rcx), %rdx		/* the return address R */
-	movq	%rdx, %rax
-	subq	uf_params+UF_PARAM_THUNKS(%rip), %rax
-	cmpq	$(UF_THUNK_BYTES << UF_THUNK_BITS), %rax
-	jb	7f			/* R is a thunk: a tail call (H45) */
+	LOAD_RETURN \how, %rdx		/* the return address R */
 	imull	$GOLDEN, %esi, %eax
-	addq	%rdx, %rax
-	imulq	$GOLDEN, %rax, %rax
-	shrq	$(64 - UF_THUNK_BITS), %rax
+	addl	%edx, %eax
+	imull	$GOLDEN, %eax, %eax
+	shrl	$(32 - UF_THUNK_BITS), %eax
 	shlq	$4, %rax
 	movq	%rax, %rcx
 	addq	uf_params+UF_PARAM_SLOTS(%rip), %rcx
@@ -157,8 +179,7 @@ uf_unwind_fde:
 	cmpl	%esi, 8(%rcx)
 	jne	8f
 3:	addq	uf_params+UF_PARAM_THUNKS(%rip), %rax
-	RETURN_SLOT \how, %rcx
-	movq	%rax, (%rcx)
+	STORE_RETURN \how, %rax
 	.endif
 4:	RETURN_SLOT \how, %rax
 	testq	%rdi, %rdi
@@ -173,10 +194,10 @@ uf_unwind_fde:
 	call	uf_record_shared
 	RESTORE_MORE
 	jmp	9b
-5:	/* not in the directory where it should be. rcx = key */
+5:	/* not in the directory where it should be */
 	SAVE_MORE
 	pushq	%rsi
-	movq	%rcx, %rdi
+	rdfsbase %rdi
 	call	uf_find_thread
 	popq	%rsi
 	RESTORE_MORE
@@ -208,7 +229,12 @@ uf_unwind_fde:
 	.if \hijack
 7:	xorl	$((UF_KIND_ENTRY ^ UF_KIND_TAIL_ENTRY) << UF_KIND_SHIFT), %esi
 	jmp	4b
-8:	/* slot of another call, or free. rdx = R, esi = id word */
+8:	/* slot of another call, or free. rdx = R, esi = id word. No slot ever
+	 * holds a thunk, so tail calls (H45) come here too. */
+	movq	%rdx, %rax
+	subq	uf_params+UF_PARAM_THUNKS(%rip), %rax
+	cmpq	$(UF_THUNK_BYTES << UF_THUNK_BITS), %rax
+	jb	7b
 	SAVE_MORE
 	pushq	%rsi
 	pushq	%rdi
@@ -274,7 +300,7 @@ uf_exit:
 	jmp	*-8(%rsp)
 5:	SAVE_MORE
 	pushq	%rsi
-	movq	%rcx, %rdi
+	rdfsbase %rdi
 	call	uf_find_thread
 	popq	%rsi
 	RESTORE_MORE
