@@ -108,7 +108,15 @@ def run(seconds: float, rounds: int) -> Figures:
     """Measure."""
     outcome = Figures(
         "Records from one busy thread through agent and client to a trace",
-        ("asked, M/s", "produced, M/s", "delivered, M/s", "lost", "agent CPU", "client CPU", "exact"),
+        (
+            "asked, M/s",
+            "produced, M/s",
+            "delivered, M/s",
+            "lost",
+            "agent CPU",
+            "client CPU",
+            "exact",
+        ),
     )
     program = build_workload()
     table: dict[float, list[Outcome]] = {rate: [] for rate in RATES}
@@ -124,7 +132,9 @@ def run(seconds: float, rounds: int) -> Figures:
         if best.lost == 0:
             sustained = max(sustained, best.rate)
         lost = median([done.lost / max(done.produced, 1) for done in all_done])
-        delivered = median([done.rate * done.delivered / max(done.produced, 1) for done in all_done])
+        delivered = median(
+            [done.rate * done.delivered / max(done.produced, 1) for done in all_done]
+        )
         outcome.rows.append(
             (
                 f"{rate:g}" if rate else "all it can",
@@ -145,7 +155,9 @@ def run(seconds: float, rounds: int) -> Figures:
         ),
         ("produced = delivered + lost, in every run", exact),
     ]
-    outcome.notes.append(f"{rounds} rounds; the trace lies in {_FAST or Path(tempfile.gettempdir())}")
+    outcome.notes.append(
+        f"{rounds} rounds; the trace lies in {_FAST or Path(tempfile.gettempdir())}"
+    )
     return outcome
 
 

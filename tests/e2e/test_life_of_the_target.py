@@ -11,7 +11,11 @@ import pytest
 
 from tests.e2e.support import patch, recording
 from tests.support.target_process import TargetProcess
-from tests.support.text_compare import assert_not_traced, assert_text_unchanged
+from tests.support.text_compare import (
+    assert_not_traced,
+    assert_text_unchanged,
+    text_differences,
+)
 from tests.support.waiting import wait_until
 from tests.targets.build import build
 from uftrace_remote import NoSuchProcessError, SyncAgentClient, UnsupportedTargetError
@@ -129,3 +133,79 @@ def test_h84_a_module_loaded_later_can_be_patched(client: SyncAgentClient) -> No
         assert report.restored_sites > 0
         assert_text_unchanged(target.pid)
         target.quit()
+
+
+_HOST = """
+#include <dlfcn.h>
+#include <stdio.h>
+typedef int (*run_t)(int (*)(int (*)(int), int), int);
+__attribute__((noinline, noipa)) int traced_call(int (*inner)(int), int n)
+{
+    int result = inner(n);
+    __asm__ volatile("" : "+r"(result));
+    return result + 1;
+}
+int main(int argc, char **argv)
+{
+    char line[64];
+    run_t run;
+    puts("ready"); fflush(stdout);
+    if (!fgets(line, sizeof line, stdin)) return 1;
+    run = (run_t)dlsym(dlopen(argv[1], RTLD_NOW), "run");
+    puts("loaded"); fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        printf("%d\\n", run(traced_call, 7)); fflush(stdout);
+    }
+    return argc != 2;
+}
+"""
+_PLUGIN = """
+static int throws(int n) { if (n) throw n; return 0; }
+extern "C" int run(int (*call)(int (*)(int), int), int n)
+{
+    try { return call(throws, n); } catch (int caught) { return 100 + caught; }
+}
+"""
+
+
+def test_h39_an_unwinder_that_is_loaded_later_sees_through_the_thunks(
+    client: SyncAgentClient, tmp_path: Path
+) -> None:
+    """A C program loads a C++ module, whose exception then passes a traced C frame."""
+    (tmp_path / "host.c").write_text(_HOST)
+    (tmp_path / "plugin.cc").write_text(_PLUGIN)
+    host, plugin = tmp_path / "host", tmp_path / "plugin.so"
+    subprocess.run(
+        ["gcc", "-O2", "-fexceptions", "-o", host, tmp_path / "host.c", "-ldl"], check=True
+    )
+    subprocess.run(
+        ["g++", "-O2", "-shared", "-fPIC", "-o", plugin, tmp_path / "plugin.cc"], check=True
+    )
+    process = subprocess.Popen(
+        [host, plugin], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with recording(client, process.pid) as (session_id, recorder):
+            patch(client, session_id, ["traced_call"])
+            process.stdin.write("load\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "loaded\n"
+            wait_until(lambda: _changed_files(process.pid) >= {"libgcc_s.so.1"})
+            for _ in range(100):
+                process.stdin.write("run\n")
+                process.stdin.flush()
+                assert process.stdout.readline() == "107\n"
+            client.detach(session_id)
+        assert recorder.finish().entries("traced_call") == 100
+        assert_text_unchanged(process.pid)
+        process.communicate(timeout=10)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _changed_files(pid: int) -> set[str]:
+    return {Path(each.path).name for each in text_differences(pid)}

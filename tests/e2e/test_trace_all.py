@@ -67,7 +67,7 @@ def test_tracing_all_functions_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["busy8", "exceptions", "fibers", "signals", "forker", "longjmp"])
-def test_tracing_the_libraries_too_changes_nothing(client: SyncAgentClient, name: str) -> None:
+def test_h33_tracing_the_libraries_too_changes_nothing(client: SyncAgentClient, name: str) -> None:
     """H33: libc, the loader and the C++ runtime with all their assembly."""
     with TargetProcess(build(name, "gcc-O2")) as target:
         with recording(client, target.pid) as (session_id, recorder):

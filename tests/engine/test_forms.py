@@ -138,7 +138,7 @@ def test_a_pun_uses_the_bytes_that_follow(first: bytes, prefixes: int) -> None:
 
 
 @pytest.mark.parametrize("first", [PUSH, b"\x41\x57", b"\x48\x89\xe0", SUB_RSP, MOV_EAX])
-def test_the_byte_writer_changes_one_byte(first: bytes) -> None:
+def test_h15_the_byte_writer_changes_one_byte(first: bytes) -> None:
     # The displacement begins right behind the opcode byte: 0x13... leads up.
     code = first + b"\x00\x13" * 8 if first == PUSH else first[:4] + b"\x13" * 12
     plan = Case().plan(code, writer=Writer.BYTE)
@@ -233,12 +233,12 @@ def test_padding_is_given_away_once() -> None:
 # -- endbr64 ----------------------------------------------------------------------
 
 
-def test_a_landing_pad_stays_where_that_is_possible() -> None:
+def test_h11_a_landing_pad_stays_where_that_is_possible() -> None:
     plan = Case().plan(ENDBR64 + PUSH + FOLLOWING)
     assert plan.head.address == SITE + 4
 
 
-def test_a_landing_pad_is_the_site_as_a_last_resort() -> None:
+def test_h11_a_landing_pad_is_the_site_as_a_last_resort() -> None:
     # What follows is a system call, which cannot be moved.
     plan = Case().plan(ENDBR64 + b"\x0f\x05\x48\x13" + FOLLOWING)
     assert plan.form is Form.PUN
@@ -300,18 +300,18 @@ def test_the_way_must_be_certain(code: str) -> None:
         b"\x48\x8d\x05" + (-0x107).to_bytes(4, "little", signed=True),
     ],
 )
-def test_nothing_may_jump_behind_the_entry(jump: bytes) -> None:
+def test_h3_nothing_may_jump_behind_the_entry(jump: bytes) -> None:
     body = INWARD.ljust(0x101, b"\x90") + jump
     assert refusal(Case(), INWARD, text=Text(body)).refusal is Refusal.TOO_SHORT
 
 
 @pytest.mark.parametrize("opcode", [0xEB, 0x74, 0xE2])
-def test_nothing_may_jump_behind_the_entry_from_near(opcode: int) -> None:
+def test_h2_nothing_may_jump_behind_the_entry_from_near(opcode: int) -> None:
     body = INWARD.ljust(0x41, b"\x90") + bytes((opcode, 0x100 - 0x42))
     assert refusal(Case(), INWARD, text=Text(body)).refusal is Refusal.TOO_SHORT
 
 
-def test_no_function_may_begin_behind_the_entry() -> None:
+def test_h8_no_function_may_begin_behind_the_entry() -> None:
     error = refusal(Case(), INWARD, text=Text(INWARD), next_entry=SITE + 1)
     assert error.refusal is Refusal.TOO_SHORT
 
@@ -383,7 +383,7 @@ def plan_pair(first: bytes, second: bytes, distance: int, swap: bool) -> list[Si
 
 @pytest.mark.parametrize("distance", range(1, 9))
 @pytest.mark.parametrize("swap", [False, True])
-def test_neighbours_do_not_touch_each_others_bytes(distance: int, swap: bool) -> None:
+def test_h7_neighbours_do_not_touch_each_others_bytes(distance: int, swap: bool) -> None:
     both = 0
     for first in BODIES:
         for second in BODIES:

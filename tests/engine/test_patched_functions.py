@@ -95,7 +95,7 @@ def test_a_patched_function_does_what_it_did(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(FUNCTIONS))
-def test_a_thread_that_was_inside_goes_on(name: str) -> None:
+def test_h1_a_thread_that_was_inside_goes_on(name: str) -> None:
     # A thread that was interrupted behind any instruction of the entry, and
     # goes on after the patch, does what it would have done.
     first, undo, form, _ = FUNCTIONS[name]

@@ -248,7 +248,7 @@ SIZE = 1 << 17
 
 
 @pytest.mark.parametrize("make", [rip_relative, branches, stack], ids=lambda make: make.__name__)
-def test_generated_encodings_run_elsewhere(make: object) -> None:
+def test_h13_h14_generated_encodings_run_elsewhere(make: object) -> None:
     assert callable(make)
     rng = random.Random(4)
     both = comparer(5, ORIGINAL, SIZE)
@@ -288,7 +288,7 @@ def is_ambiguous(instruction: Instruction) -> bool:
         *("66ff1500100000", "66ff2500100000", "66ffd0"),
     ],
 )
-def test_what_cannot_run_elsewhere_says_so(code: str) -> None:
+def test_h6_what_cannot_run_elsewhere_says_so(code: str) -> None:
     instruction = decode(bytes.fromhex(code), 0x401000)
     assert instruction is not None
     with pytest.raises(UnmovableError, match=instruction.raw.mnemonic.split()[-1]):
@@ -297,7 +297,7 @@ def test_what_cannot_run_elsewhere_says_so(code: str) -> None:
 
 @pytest.mark.parametrize("code", ["8b0500000000", "e900000000", "7400", "ff1500000000", "e3fe"])
 @pytest.mark.parametrize("distance", [-(1 << 31) - 4096, (1 << 31) + 4096])
-def test_what_refers_too_far_says_so(code: str, distance: int) -> None:
+def test_h13_what_refers_too_far_says_so(code: str, distance: int) -> None:
     instruction = decode(bytes.fromhex(code), 1 << 40)
     assert instruction is not None
     with pytest.raises(OutOfReachError):
@@ -305,5 +305,5 @@ def test_what_refers_too_far_says_so(code: str, distance: int) -> None:
 
 
 @pytest.mark.parametrize("code", ["", "06", "c50578", "ffff", "0f", "48"])
-def test_what_is_no_instruction_is_none(code: str) -> None:
+def test_h20_what_is_no_instruction_is_none(code: str) -> None:
     assert decode(bytes.fromhex(code), 0x401000) is None

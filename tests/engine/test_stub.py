@@ -146,7 +146,7 @@ def all_flags() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("probe", list(PROBES))
-def test_every_flag_survives_the_probe(annex: AnnexModel, probe: str) -> None:
+def test_h30_every_flag_survives_the_probe(annex: AnnexModel, probe: str) -> None:
     resume = put_stub(annex, probe=probe)
     state, slot = placed(annex, probe, seed=3)
     for flags in all_flags():
@@ -156,7 +156,7 @@ def test_every_flag_survives_the_probe(annex: AnnexModel, probe: str) -> None:
         assert_unnoticed(outcome, before, slot)
 
 
-def test_every_flag_survives_the_slow_paths() -> None:
+def test_h30_every_flag_survives_the_slow_paths() -> None:
     # Each run begins with an empty annex: registration, ring and slot are made.
     annex = AnnexModel()
     resume = put_stub(annex)
@@ -168,7 +168,7 @@ def test_every_flag_survives_the_slow_paths() -> None:
         assert_unnoticed(outcome, before, stack_pointer(before))
 
 
-def test_every_register_survives_with_random_values(annex: AnnexModel) -> None:
+def test_h32_every_register_survives_with_random_values(annex: AnnexModel) -> None:
     resume = put_stub(annex)
     for seed in range(100):
         state = annex.state(seed)
@@ -179,7 +179,7 @@ def test_every_register_survives_with_random_values(annex: AnnexModel) -> None:
         assert_unnoticed(outcome, state, stack_pointer(state))
 
 
-def test_the_fast_path_stays_within_its_stack(annex: AnnexModel) -> None:
+def test_h34_the_fast_path_stays_within_its_stack(annex: AnnexModel) -> None:
     resume = put_stub(annex)
     state = annex.state(4)
     annex.run(STUBS, state, resume)
@@ -206,7 +206,7 @@ def test_the_displaced_instruction_does_what_it_did(annex: AnnexModel, code: str
         assert outcome.memory[address] == byte
 
 
-def test_a_displaced_call_returns_to_the_program(annex: AnnexModel) -> None:
+def test_h5_a_displaced_call_returns_to_the_program(annex: AnnexModel) -> None:
     put_stub(annex, "e800100000")
     state = annex.state(6)
     outcome = annex.run(STUBS, state, SITE + 5 + 0x1000)
@@ -282,7 +282,7 @@ def test_what_has_no_exit_of_its_own_is_lost_once(annex: AnnexModel, kind: int) 
     assert annex.ring_word(1, "LOST") == before + 1
 
 
-def test_a_tail_call_is_marked_and_not_hijacked_twice(annex: AnnexModel) -> None:
+def test_h45_a_tail_call_is_marked_and_not_hijacked_twice(annex: AnnexModel) -> None:
     resume = put_stub(annex)
     state = annex.state(10)
     thunk = THUNKS + 77 * THUNK_BYTES
@@ -293,7 +293,7 @@ def test_a_tail_call_is_marked_and_not_hijacked_twice(annex: AnnexModel) -> None
     assert [r.kind for r in annex.records(1)] == [KIND_THREAD, KIND_TAIL_ENTRY]
 
 
-def test_with_a_full_table_entries_are_recorded_alone(annex: AnnexModel) -> None:
+def test_h50_with_a_full_table_entries_are_recorded_alone(annex: AnnexModel) -> None:
     resume = put_stub(annex)
     annex.fill_slots()
     state = annex.state(11)
@@ -346,7 +346,7 @@ def test_a_reused_thread_pointer_is_another_thread(annex: AnnexModel) -> None:
     assert annex.ring_word(1, "OWNER") & 0xFFFFFFFF == 4712
 
 
-def test_a_thread_without_tls_of_its_own_uses_the_shared_ring(annex: AnnexModel) -> None:
+def test_h58_a_thread_without_tls_of_its_own_uses_the_shared_ring(annex: AnnexModel) -> None:
     # A vfork child: the word beside the thread pointer is its parent's tid.
     resume = put_stub(annex)
     state = annex.state(15)
@@ -453,7 +453,7 @@ def test_the_unwinder_is_answered_for_thunks_only(annex: AnnexModel, pc: int, ou
 
 
 @pytest.mark.parametrize("behind", [0, 1], ids=["signal frame", "call"])
-def test_the_unwinder_that_asks_for_a_thunk_gets_the_real_address(
+def test_h40_the_unwinder_that_asks_for_a_thunk_gets_the_real_address(
     annex: AnnexModel, behind: int
 ) -> None:
     # GIVEN libgcc's context, whose return address is a thunk
@@ -513,7 +513,7 @@ def test_a_landing_leads_to_its_stub(annex: AnnexModel, distance: int, size: int
     assert outcome.state.differences(state) == []
 
 
-def test_the_runtime_uses_general_registers_only() -> None:
+def test_h31_the_runtime_uses_general_registers_only() -> None:
     # Unicorn has no AVX: that no vector register changes is shown by there
     # being no instruction that could.
     annex = AnnexModel()

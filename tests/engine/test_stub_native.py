@@ -56,7 +56,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("slots_full", [False, True])
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("rings", ["own", "shared"])
-def test_vector_registers_and_the_red_zone_survive(
+def test_h29_h31_vector_registers_and_the_red_zone_survive(
     tmp_path: Path, program: Path, rings: str, enabled: bool, slots_full: bool
 ) -> None:
     # GIVEN the annex of a process, and a stub in it

@@ -101,7 +101,7 @@ def evaluate(expression: list[int], pc: int, memory: dict[int, int]) -> int:
 
 @pytest.mark.parametrize("index", [0, 1, 2, 255, 4711, THUNK_COUNT - 1])
 @pytest.mark.parametrize("inside", [0, 1, 5, THUNK_BYTES - 1])
-def test_the_return_address_is_the_byte_before_the_real_one(index: int, inside: int) -> None:
+def test_h39_the_return_address_is_the_byte_before_the_real_one(index: int, inside: int) -> None:
     cie, _ = parsed()
     register, expression = next(
         one.args for one in cie.instructions if one.opcode == DW_CFA_val_expression

@@ -84,14 +84,14 @@ def test_what_is_mapped_is_not_free() -> None:
 
 
 @pytest.mark.parametrize("room", [HEAP_ROOM, *SMALLER_HEAP_ROOMS])
-def test_the_heap_may_grow(room: int) -> None:
+def test_h81_the_heap_may_grow(room: int) -> None:
     free = FreeSpace([mapping(0x1000_0000, MIB, "rw-p", "[heap]")], room)
     end = 0x1000_0000 + MIB + room
     assert not free.is_free(end - PAGE, end)
     assert free.is_free(end, end + PAGE)
 
 
-def test_the_stack_may_grow() -> None:
+def test_h81_the_stack_may_grow() -> None:
     free = FreeSpace([mapping(0x7FFF_0000_0000, MIB, "rw-p", "[stack]")])
     assert not free.is_free(0x7FFF_0000_0000 - 255 * MIB, 0x7FFF_0000_0000 - 254 * MIB)
     assert free.is_free(0x7FFF_0000_0000 - 257 * MIB, 0x7FFF_0000_0000 - 256 * MIB)

@@ -96,7 +96,7 @@ def test_an_unknown_output_is_an_error(tmp_path):
         native.build_native(tmp_path, ["no-such.elf"])
 
 
-def test_target_blob_stands_on_its_own(built):
+def test_h57_target_blob_stands_on_its_own(built):
     """It is copied to any address of any process: nothing may be left to a loader."""
     for name, path in built.items():
         if not name.startswith("target-"):

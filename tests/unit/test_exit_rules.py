@@ -37,7 +37,7 @@ def test_ordinary_functions_are_traced_to_their_exit(name: str) -> None:
         *("clone3", "__clone3", "__clone_internal", "savectx", "__start_context"),
     ],
 )
-def test_what_returns_twice_is_traced_at_entry(name: str) -> None:
+def test_h37_what_returns_twice_is_traced_at_entry(name: str) -> None:
     assert refusal_of(name) is Refusal.RETURNS_TWICE
 
 
@@ -52,7 +52,7 @@ def test_what_returns_twice_is_traced_at_entry(name: str) -> None:
         *("__stack_chk_fail", "__morestack", "uw_frame_state_for", "__register_frame_info"),
     ],
 )
-def test_what_looks_at_its_return_address_is_traced_at_entry(name: str) -> None:
+def test_h41_what_looks_at_its_return_address_is_traced_at_entry(name: str) -> None:
     assert refusal_of(name) is Refusal.READS_RETURN_ADDRESS
 
 
@@ -69,7 +69,7 @@ def test_every_name_of_a_function_counts() -> None:
         *("libunwind-x86_64.so.8", "libgcc_s-12.so.1"),
     ],
 )
-def test_loaders_and_unwinders_are_traced_at_entry(module: str) -> None:
+def test_h33_loaders_and_unwinders_are_traced_at_entry(module: str) -> None:
     assert refusal_of("anything", module) is Refusal.READS_RETURN_ADDRESS
 
 
@@ -81,7 +81,7 @@ def test_names_that_look_like_a_loaders_are_none(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["libc.so.6", "libc-2.31.so", "libpthread.so.0"])
-def test_nameless_functions_of_the_c_library_are_traced_at_entry(module: str) -> None:
+def test_h33_nameless_functions_of_the_c_library_are_traced_at_entry(module: str) -> None:
     nameless = replace(PLAIN, is_synthetic=True, module=module)
     assert exit_refusal(nameless, PROCESS) is Refusal.READS_RETURN_ADDRESS
 

@@ -125,7 +125,7 @@ def test_a_landing_that_was_given_back_is_free() -> None:
     assert space.place_landing(PLACE - 1, 1, 5) == PLACE - 1
 
 
-def test_landings_prefer_to_leave_the_heap_its_room() -> None:
+def test_h81_landings_prefer_to_leave_the_heap_its_room() -> None:
     heap = TEXT + (2 << 20)
     space = layout(mapping(heap, PAGE, "rw-p", "[heap]"))
     # 16 MiB to choose from, of which the first 8 lie in the smallest room.
@@ -176,7 +176,7 @@ def test_what_another_plan_has_is_not_to_be_had(changed: list[int], unchanged: l
     assert space.claim([9], [7])
 
 
-def test_what_is_gone_can_be_claimed_again() -> None:
+def test_h83_what_is_gone_can_be_claimed_again() -> None:
     space = layout()
     assert space.claim([100], [101, 102])
     space.release([Patch(100, b"abc", b"xbc")])
@@ -186,7 +186,7 @@ def test_what_is_gone_can_be_claimed_again() -> None:
 # -- mapping -----------------------------------------------------------------------
 
 
-def test_pages_that_are_near_share_a_mapping() -> None:
+def test_h81_pages_that_are_near_share_a_mapping() -> None:
     space = layout()
     for page in (0, 3, 10, 40):
         assert space.place_landing(PLACE + page * PAGE, 1, 5)

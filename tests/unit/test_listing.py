@@ -193,13 +193,13 @@ def test_kernel_threads():
     assert 2 not in {d.process.pid for d in list_processes()}
 
 
-def test_a_traced_process():
+def test_h66_a_traced_process():
     code = "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)"  # PTRACE_TRACEME
     with child(code) as process:
         assert attachability(process.pid) == "TRACED_BY_ANOTHER"
 
 
-def test_strict_seccomp():
+def test_h60_strict_seccomp():
     # PR_SET_SECCOMP, SECCOMP_MODE_STRICT: after it only read and write are left.
     code = "import ctypes, os; c = ctypes.CDLL(None); c.prctl(22, 1, 0, 0, 0)"
     program = f"{code}; os.write(1, b'ready\\n'); os.read(0, 1)"
@@ -211,7 +211,7 @@ def test_strict_seccomp():
         process.send_signal(signal.SIGKILL)
 
 
-def test_a_32_bit_program(tmp_path):
+def test_h36_a_32_bit_program(tmp_path):
     program = tmp_path / "pause32"
     program.write_bytes(elf32_that_pauses())
     program.chmod(0o755)
@@ -221,7 +221,7 @@ def test_a_32_bit_program(tmp_path):
         process.kill()
 
 
-def test_somebody_elses_process():
+def test_h78_somebody_elses_process():
     if os.geteuid() != 0:
         assert attachability(1) == "PERMISSION_DENIED"
         return

@@ -41,7 +41,7 @@ def test_a_threads_stack_lies_between_its_guard_and_its_thread_pointer() -> None
         (0x1000, THREAD_POINTER),
     ],
 )
-def test_any_other_stack_is_somebody_elses(sp: int, thread_pointer: int) -> None:
+def test_h75_any_other_stack_is_somebody_elses(sp: int, thread_pointer: int) -> None:
     assert own_stack(ALL, sp, thread_pointer) is None
 
 

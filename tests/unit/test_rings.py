@@ -146,7 +146,7 @@ def test_a_full_ring_is_read_whole(rings: Rings, reader: RingReader) -> None:
     assert ticks(reader.drain())[100] == list(range(SLOTS - 1))
 
 
-def test_a_record_in_the_making_is_waited_for(rings: Rings, reader: RingReader) -> None:
+def test_h56_a_record_in_the_making_is_waited_for(rings: Rings, reader: RingReader) -> None:
     # GIVEN a probe that a signal handler's probe interrupted
     rings.own(1, 100)
     rings.announce(1, 100)
@@ -161,7 +161,7 @@ def test_a_record_in_the_making_is_waited_for(rings: Rings, reader: RingReader) 
     assert reader.lost_total() == 0
 
 
-def test_a_record_that_is_never_made_is_given_up_and_counted(
+def test_h56_a_record_that_is_never_made_is_given_up_and_counted(
     rings: Rings, reader: RingReader
 ) -> None:
     # A signal handler left the probe with longjmp.

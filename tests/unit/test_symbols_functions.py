@@ -135,7 +135,7 @@ def test_200000_symbols_are_indexed_in_under_a_second(tmp_path):
     assert table.by_index(index).linkage_name == "function_123457"
 
 
-def test_names_of_one_address_are_folded_the_best_first():
+def test_h9_names_of_one_address_are_folded_the_best_first():
     symbols = [
         ("local_name", 0x1000, 8, 2, 0),
         ("__write", 0x1000, 8, 2, 1),
@@ -282,7 +282,7 @@ def test_a_static_program_has_named_ifunc_stubs(tmp_path):
 
 @pytest.mark.parametrize("linker", ["bfd", "gold"])
 @pytest.mark.parametrize("protection", ["none", "full"])
-def test_plt_stubs_are_those_of_objdump(tmp_path, linker, protection):
+def test_h10_plt_stubs_are_those_of_objdump(tmp_path, linker, protection):
     source = """
     #include <stdio.h>
     #include <stdlib.h>

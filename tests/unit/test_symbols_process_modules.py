@@ -138,7 +138,7 @@ int main(void) { char c; printf("%p\\n", (void *)answer); fflush(stdout);
 
 
 @pytest.mark.parametrize("build_id", ["--build-id", "--build-id=none"])
-def test_a_library_replaced_while_it_is_in_use(tmp_path, build_id):
+def test_h24_a_library_replaced_while_it_is_in_use(tmp_path, build_id):
     options = ["-shared", "-fPIC", f"-Wl,{build_id}"]
     library = compile_program(tmp_path, LIBRARY % 1, *options, name="libanswer.so")
     program = compile_program(tmp_path, USER, f"-L{tmp_path}", "-lanswer", f"-Wl,-rpath,{tmp_path}")
@@ -184,7 +184,7 @@ def test_a_library_that_is_loaded_twice(tmp_path):
         assert [f"{address + m.load_bias:#x}" for m in copies] == sorted(target.printed)
 
 
-def test_code_without_a_file_is_told_apart(tmp_path):
+def test_h23_code_without_a_file_is_told_apart(tmp_path):
     source = """
     #include <fcntl.h>
     #include <stdio.h>
@@ -239,7 +239,7 @@ def test_memory_that_cannot_be_read_leaves_the_file():
         assert image.address_of("malloc") == address - libc.load_bias
 
 
-def test_shared_text_is_marked():
+def test_h26_shared_text_is_marked():
     maps = Path("/proc/self/maps").read_text().replace(" r-xp ", " r-xs ")
     with open("/proc/self/mem", "rb", buffering=0) as memory:
         modules = list_modules(
@@ -274,7 +274,7 @@ def test_lines_of_maps():
     assert third.end - third.start == mmap.PAGESIZE
 
 
-def test_a_process_with_another_root(tmp_path):
+def test_h82_a_process_with_another_root(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     shutil.copy(compile_program(tmp_path, SOURCE, "-static"), root / "program")

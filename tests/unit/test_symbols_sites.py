@@ -106,7 +106,7 @@ def test_text_relocations(tmp_path):
         assert image.relocated_ranges.tolist() == [[start + 2, 8]]
 
 
-def test_restartable_sequences(tmp_path):
+def test_h17_restartable_sequences(tmp_path):
     source = """
     __asm__(".pushsection __rseq_cs, \\"aw\\"\\n.balign 32\\n"
             ".long 0, 0\\n.quad begin, (commit - begin), abort_here\\n.popsection\\n");
@@ -139,6 +139,6 @@ def test_what_can_throw(tmp_path):
 
 
 @pytest.mark.parametrize("section", [".gopclntab", ".go.buildinfo", ".note.go.buildid"])
-def test_go_programs_are_known_by_their_sections(section):
+def test_h42_go_programs_are_known_by_their_sections(section):
     data = ElfWriter(sections={section: (1, 2, b"\0" * 16)}).build()
     assert ModuleImage.from_bytes(data).is_go

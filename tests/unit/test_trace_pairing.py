@@ -53,7 +53,7 @@ def test_children_add_up():
     assert finished["children"].tolist() == [30 + 10, 10, 0, 0]
 
 
-def test_longjmp_ends_what_it_skips_at_the_next_exit():
+def test_h38_longjmp_ends_what_it_skips_at_the_next_exit():
     # C jumped back into A, which returns later.
     tape = Tape(0).entry(A, 100).entry(B, 90).entry(C, 80).exit(A, 100)
     assert calls(tape) == [
@@ -115,7 +115,7 @@ def test_exits_of_functions_that_were_entered_before_the_trace_are_counted():
     assert orphans == 3
 
 
-def test_calls_that_never_end_stay_open():
+def test_h49_calls_that_never_end_stay_open():
     tape = Tape(0).entry(A, 100).entry(B, 90).entry(C, 80).exit(C, 80)
     finished, still_open, _ = pair(tape.data)
     assert finished["function"].tolist() == [C]
@@ -124,7 +124,7 @@ def test_calls_that_never_end_stay_open():
     assert still_open["children"].tolist() == [0, 10]
 
 
-def test_fibers_leave_the_other_stack_alone():
+def test_h44_fibers_leave_the_other_stack_alone():
     # A runs fiber F, which calls B and yields to A; A calls C; then F goes on.
     main, fiber = 100, 100 + FAR
     tape = Tape(0).entry(A, main).entry(B, fiber).entry(C, main - 10).exit(C, main - 10)

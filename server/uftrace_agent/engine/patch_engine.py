@@ -23,7 +23,13 @@ from uftrace_agent.engine.report import (
 from uftrace_agent.engine.site import CodeWrite, Patch, SitePlan
 from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.engine.unwinder import UnwinderHooks, find_unwinders
-from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_running, write_stopped
+from uftrace_agent.engine.writer import (
+    FrameRepair,
+    Pauses,
+    StopOrder,
+    write_running,
+    write_stopped,
+)
 from uftrace_agent.errors import AgentError, BusyTargetError
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.memory import ProcessMemory
@@ -327,6 +333,18 @@ class PatchEngine:
         self._manifest.write(
             [(t.journal_index, Entry.of(t.plan, t.function_id, phase)) for t in tracepoints]
         )
+
+    def modules_changed(self) -> None:
+        """Something was loaded or unloaded: an unwinder that came now must see through
+        the thunks before it meets one (H39).
+
+        Raises:
+            BusyTargetError: The threads did not stop in time; call again.
+            TargetGoneError: The process ended.
+        """
+        if any(t.enabled and t.plan.has_exit for t in self.tracepoints.values()):
+            self._program.refresh()
+            self._hooks.install(self._program.modules, Pauses())
 
     # -- disabling ---------------------------------------------------------
 

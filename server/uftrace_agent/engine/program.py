@@ -141,7 +141,8 @@ class ModuleView:
         if not any(text.start <= live < text.end for text in self.loaded.text_ranges):
             raise RefusedError(Refusal.NOT_IN_TEXT, "its address is not in executable memory")
         for start, length in self.image.restartable_sequences:
-            if start <= address < start + length:
+            # A later instruction may become the site.
+            if start < address + _CODE_BYTES and address < start + length:
                 raise RefusedError(
                     Refusal.RESTARTABLE_SEQUENCE,
                     "it lies in a restartable sequence, which a jump would abort",

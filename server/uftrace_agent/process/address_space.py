@@ -188,3 +188,13 @@ def main_stack_bottom(mappings: Sequence[Mapping], size: int) -> StackBounds | N
         if mapping.name == "[stack]" and mapping.end - mapping.start >= 8 * size:
             return StackBounds(mapping.start, mapping.start + size)
     return None
+
+
+def executable_files(pid: int) -> frozenset[str]:
+    """The lines of /proc/PID/maps that are code of files: what is loaded, for
+    comparing only; empty where the process is gone."""
+    try:
+        text = Path(f"/proc/{pid}/maps").read_bytes().decode(errors="surrogateescape")
+    except (FileNotFoundError, ProcessLookupError):
+        return frozenset()
+    return frozenset(line for line in text.split("\n") if " r-xp " in line and "/" in line)

@@ -26,6 +26,7 @@ _POLL_S: Final = 0.005
 _BATCH_BYTES: Final = 64 << 10
 _BATCH_NS: Final = 100_000_000
 _HEARTBEAT_NS: Final = 1_000_000_000
+_LOOK_AFTER_NS: Final = 200_000_000
 _LOSS_RING: Final = 1
 _LOSS_STREAM: Final = 2
 _LOSS_SHARED_RING: Final = 3
@@ -64,7 +65,7 @@ class Drainer:
         loop: The event loop.
         new_functions: Given how many functions were announced, all that are
             known now and those not announced yet.
-        look_after: Called once a second on the drain thread.
+        look_after: Called some times a second on the drain thread.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class Drainer:
     def _run(self) -> None:
         last_sent = 0
         while not self._stopping.is_set():
-            if not self._listening.wait(_HEARTBEAT_NS / 1e9):
+            if not self._listening.wait(_LOOK_AFTER_NS / 1e9):
                 self._housekeeping(time.monotonic_ns())
                 continue
             with self._lock:
@@ -208,7 +209,7 @@ class Drainer:
                 self._stopping.wait(_POLL_S)
 
     def _housekeeping(self, now: int) -> None:
-        if now - self._last_look < _HEARTBEAT_NS:
+        if now - self._last_look < _LOOK_AFTER_NS:
             return
         self._last_look = now
         self._look_after()

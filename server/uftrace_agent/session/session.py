@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import structlog
@@ -25,7 +27,8 @@ from uftrace_agent.engine.report import (
     SiteOutcome,
 )
 from uftrace_agent.engine.tracepoint import Tracepoint
-from uftrace_agent.errors import AgentError, InvalidRequestError, TargetGoneError
+from uftrace_agent.errors import AgentError, BusyTargetError, InvalidRequestError, TargetGoneError
+from uftrace_agent.process.address_space import executable_files
 from uftrace_agent.recording.clock import TickClock
 from uftrace_agent.recording.rings import RingReader
 from uftrace_agent.session.attaching import Attachment
@@ -48,6 +51,7 @@ from uftrace_agent.session.types import (
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 _BUFFER_BYTES: Final = 256 << 10
+_WORKER_NICENESS: Final = -10
 
 END_DETACHED: Final = 1
 END_EXITED: Final = 2
@@ -69,7 +73,9 @@ class Session:
         self.attach_pause_ns = attachment.pauses.longest_ns
         self._attached_unix_ns = time.time_ns()
         self._attachment = attachment
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"session-{process.pid}")
+        self._worker = ThreadPoolExecutor(
+            1, thread_name_prefix=f"session-{process.pid}", initializer=prefer_this_thread
+        )
         self._loop = asyncio.get_running_loop()
         options = attachment.annex.ring_options
         self._rings = RingReader(
@@ -95,6 +101,8 @@ class Session:
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self.end_detail = ""
         self._closing = False
+        self._loaded = executable_files(process.pid)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._drainer.start()
 
     @classmethod
@@ -287,14 +295,32 @@ class Session:
             records_lost=self._drainer.final_lost,
         )
 
-    # On the drain thread, once a second: an exec leaves the pid and takes the
-    # memory, and no descriptor tells of it.
+    # On the drain thread, some times a second: no descriptor tells of an exec,
+    # which leaves the pid and takes the memory, nor of a library that is loaded.
     def _look_after(self) -> None:
         memory = self._attachment.memory
-        if memory.read_some(self._attachment.annex.data.control, 1):
+        if not memory.read_some(self._attachment.annex.data.control, 1):
+            if os.path.exists(f"/proc/{self.process.pid}/maps"):
+                self._loop.call_soon_threadsafe(self._program_executed)
             return
-        if os.path.exists(f"/proc/{self.process.pid}/maps"):
-            self._loop.call_soon_threadsafe(self._program_executed)
+        loaded = executable_files(self.process.pid)
+        if loaded != self._loaded and loaded:
+            self._loaded = loaded
+            self._loop.call_soon_threadsafe(self._modules_changed)
+
+    def _modules_changed(self) -> None:
+        if not self._closing:
+            task = self._loop.create_task(self._follow_modules())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _follow_modules(self) -> None:
+        try:
+            await self._run(self._attachment.engine.modules_changed)
+        except BusyTargetError:
+            self._loaded = frozenset()  # look again, and try again
+        except AgentError as error:
+            _log.warning("modules not followed", pid=self.process.pid, error=error.message)
 
     def _program_executed(self) -> None:
         if not self._closing:
@@ -333,6 +359,16 @@ class Session:
             raise
         except AgentError:
             raise
+
+
+def prefer_this_thread() -> None:
+    """Let the calling thread run before others, where that is allowed.
+
+    What it does is short, and while it waits for a processor in the middle of
+    a patch, threads of the target wait for it.
+    """
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WORKER_NICENESS)
 
 
 def exit_detail(pid: int) -> str:

@@ -10,6 +10,9 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 struct job {
 	int (*run)(void *);
@@ -21,6 +24,9 @@ static void *work(void *argument)
 {
 	struct job *job = argument;
 
+	/* While this thread waits for a processor, threads of the target are
+	 * stopped: before all others, where that is allowed. */
+	setpriority(PRIO_PROCESS, syscall(SYS_gettid), -20);
 	job->result = job->run(job->argument);
 	return 0;
 }
