@@ -38,7 +38,7 @@ format: setup ## Rewrite the code in the project's style
 	@$(BIN)/ruff format $(PYTHON_DIRS)
 
 .PHONY: bench
-bench: setup ## Measure the figures of bench/README.md
+bench: setup ## Measure the figures of docs/benchmarks.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bench/run
 
 .PHONY: clean

@@ -46,9 +46,7 @@ def test_h67_a_stopped_process_is_patched_and_stays_stopped(client: SyncAgentCli
         target.quit()
 
 
-def test_h64_a_process_whose_main_thread_has_ended(
-    client: SyncAgentClient, tmp_path: Path
-) -> None:
+def test_h64_a_process_whose_main_thread_has_ended(client: SyncAgentClient, tmp_path: Path) -> None:
     source = tmp_path / "leaderless.c"
     source.write_text(
         """
