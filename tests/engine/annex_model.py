@@ -29,7 +29,7 @@ from uftrace_agent.runtime.layout import (
 CODE: Final = 0x5555_5400_0000
 STUBS: Final = CODE + 0x4000
 THUNKS: Final = CODE + 0x10_0000
-CONTROL: Final = 0x6000_0000_0000
+CONTROL: Final = CODE + 0x1000_0000  # within reach of the thunks
 DIRECTORY: Final = CONTROL + PAGE
 SLOTS: Final = DIRECTORY + DIRECTORY_BYTES
 RINGS: Final = 0x6100_0000_0000
@@ -50,6 +50,11 @@ class Record:
     kind: int
     function_id: int
     key: int
+
+
+def thunk_return(index: int) -> int:
+    """The return address that a function has whose exit is thunk `index`."""
+    return THUNKS + index * THUNK_BYTES + define("THUNK_RETURN")
 
 
 class AnnexModel:
@@ -79,7 +84,7 @@ class AnnexModel:
         at = self.blob.symbols["uf_unwind_fde"]
         code[at : at + len(self.unwind_entry)] = self.unwind_entry
         self.machine.write(CODE, bytes(code))
-        self.machine.write(THUNKS, stubs.thunk_array(THUNKS, self.symbol("uf_exit")))
+        self.machine.write(THUNKS, stubs.thunk_array(THUNKS, self.symbol("uf_exit"), SLOTS))
         self.enable(True)
         self.machine.cpu.hook_add(
             unicorn.UC_HOOK_INSN, self._system_call, aux1=x86.UC_X86_INS_SYSCALL
@@ -141,18 +146,19 @@ class AnnexModel:
 
     def write_slot(self, index: int, address: int, word: int) -> None:
         """One slot of the table of return addresses."""
-        self.machine.write(SLOTS + index * SLOT_BYTES, struct.pack("<QQ", address, word))
+        self.machine.write(SLOTS + index * SLOT_BYTES, struct.pack("<QQQQ", address, word, 0, 0))
 
     def slot_of(self, thunk: int) -> tuple[int, int]:
         """(return address, id word) behind a thunk."""
-        assert THUNKS <= thunk < THUNKS + THUNK_SPAN and thunk % THUNK_BYTES == 0, hex(thunk)
+        assert THUNKS <= thunk < THUNKS + THUNK_SPAN, hex(thunk)
+        assert thunk % THUNK_BYTES == define("THUNK_RETURN"), hex(thunk)
         at = SLOTS + (thunk - THUNKS) // THUNK_BYTES * SLOT_BYTES
-        address, word = struct.unpack("<QQ", self.machine.read(at, SLOT_BYTES))
+        address, word, *_ = struct.unpack("<QQQQ", self.machine.read(at, SLOT_BYTES))
         return address, word
 
     def fill_slots(self) -> None:
         """Leave no room in the table of return addresses."""
-        self.machine.write(SLOTS, struct.pack("<QQ", 1, 2) * THUNK_COUNT)
+        self.machine.write(SLOTS, struct.pack("<QQQQ", 1, 2, 0, 0) * THUNK_COUNT)
 
     def ring_word(self, ring: int, name: str) -> int:
         """A word of a ring's header, such as LOST."""

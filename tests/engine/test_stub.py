@@ -20,6 +20,7 @@ from tests.engine.annex_model import (
     AnnexModel,
     key_of,
     stack_pointer,
+    thunk_return,
     with_register,
 )
 from tests.engine.machine import FLAGS, GPR_NAMES, Outcome, State
@@ -32,6 +33,7 @@ from uftrace_agent.runtime.layout import (
     KIND_EXIT,
     KIND_TAIL_ENTRY,
     PARAM_BYTES,
+    SLOT_BYTES,
     SLOT_TABLE_BYTES,
     THUNK_BYTES,
     THUNK_SPAN,
@@ -47,6 +49,7 @@ STACK_BUDGET = 256
 # Where each kind of probe finds the return address: bytes above rsp.
 PROBES = {
     "uf_entry": 0,
+    "uf_entry_paired": 0,
     "uf_entry_fentry": 8,
     "uf_entry_mcount": None,
     "uf_entry_only": 0,
@@ -68,9 +71,8 @@ def put_stub(
     instruction = decode(bytes.fromhex(code), SITE) if code else None
     resume = SITE + max(len(code) // 2, 1)
     word = id_word(ID, kind)
-    annex.machine.write(
-        STUBS, stubs.entry_stub(STUBS, annex.symbol(probe), word, instruction, resume)
-    )
+    make = stubs.paired_stub if probe == "uf_entry_paired" else stubs.entry_stub
+    annex.machine.write(STUBS, make(STUBS, annex.symbol(probe), word, instruction, resume))
     return resume
 
 
@@ -274,8 +276,8 @@ def test_what_has_no_exit_of_its_own_is_lost_once(annex: AnnexModel, kind: int) 
     # WHEN a call comes that has no exit, or an exit
     annex.write_slot(3, RETURN, id_word(ID, KIND_ENTRY))
     if kind == KIND_TAIL_ENTRY:
-        annex.write_word(stack_pointer(state), THUNKS + 3 * THUNK_BYTES)
-    start = THUNKS + 3 * THUNK_BYTES if kind == KIND_EXIT else STUBS
+        annex.write_word(stack_pointer(state), thunk_return(3))
+    start = thunk_return(3) if kind == KIND_EXIT else STUBS
     outcome = annex.run(start, state, resume)
     # THEN one record is lost
     assert not outcome.error
@@ -374,7 +376,7 @@ def test_a_thunk_returns_where_the_function_would_have(annex: AnnexModel) -> Non
     for flags in all_flags():
         state = annex.state(17, flags)
         # WHEN the thunk runs
-        outcome = annex.machine.run(THUNKS + index * THUNK_BYTES, state, [], keep=True)
+        outcome = annex.machine.run(thunk_return(index), state, [], keep=True)
         # THEN it goes home, everything as the function left it
         assert outcome.pc == RETURN
         assert_unnoticed_by_caller(outcome, state)
@@ -398,7 +400,7 @@ def test_a_thunk_works_when_switched_off(annex: AnnexModel) -> None:
     annex.write_slot(5, RETURN, id_word(ID, KIND_ENTRY))
     annex.enable(False)
     state = annex.state(18)
-    outcome = annex.run(THUNKS + 5 * THUNK_BYTES, state)
+    outcome = annex.run(thunk_return(5), state)
     assert outcome.pc == RETURN
     assert_unnoticed_by_caller(outcome, state)
     assert annex.records(1) == []
@@ -406,8 +408,14 @@ def test_a_thunk_works_when_switched_off(annex: AnnexModel) -> None:
 
 def test_every_thunk_pushes_its_number(annex: AnnexModel) -> None:
     for index in (0, 1, 255, 256, 32767, 32768, 65535):
-        code = annex.machine.read(THUNKS + index * THUNK_BYTES, THUNK_BYTES)
-        push = decode(code, THUNKS + index * THUNK_BYTES)
+        at = THUNKS + index * THUNK_BYTES
+        code = annex.machine.read(at, THUNK_BYTES)
+        enter = decode(code, at)
+        assert enter is not None and enter.is_call()
+        assert enter.indirect_slot() == SLOTS + index * SLOT_BYTES + define("SLOT_RESUME")
+        assert at + enter.size == thunk_return(index)
+        code = code[enter.size :]
+        push = decode(code, thunk_return(index))
         assert push is not None and push.raw.operands[0].imm == index
         leave = decode(code[push.size :], push.address + push.size)
         assert leave is not None and leave.branch_target() == annex.symbol("uf_exit")
@@ -459,7 +467,7 @@ def test_h40_the_unwinder_that_asks_for_a_thunk_gets_the_real_address(
     # GIVEN libgcc's context, whose return address is a thunk
     bases = 0x300000
     context_ra = bases - 16
-    thunk = THUNKS + 9 * THUNK_BYTES
+    thunk = thunk_return(9)
     annex.write_slot(9, RETURN, id_word(ID, KIND_ENTRY))
     site = decode(b"\x41\x57", SITE)
     assert site is not None

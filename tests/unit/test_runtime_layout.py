@@ -147,7 +147,7 @@ def test_the_blob_begins_with_parameters_and_unwind_block() -> None:
     block, _ = unwind_entry(4096, 0)
     assert blob.code[: start + len(block)] == bytes(start + len(block))
     entries = {name for name in blob.symbols if name.startswith("uf_entry")}
-    assert len(entries) == 6
+    assert len(entries) == 7
     assert all(blob.symbols[name] >= start + 256 for name in entries)
 
 

@@ -162,7 +162,7 @@ class Annex:
         exit_probe = home + self._blob.symbols["uf_exit"]
         try:
             self._fill_code(home)
-            thunks = self._architecture.thunk_array(self.thunks, exit_probe)
+            thunks = self._architecture.thunk_array(self.thunks, exit_probe, self.data.slots)
             self._memory.write(self.thunks, thunks)
         except OSError as error:
             raise ForbiddenError(

@@ -67,8 +67,8 @@ class Architecture(Protocol):
         """
         ...
 
-    def thunk_array(self, at: int, exit_probe: int) -> bytes:
-        """The return thunks for address `at`."""
+    def thunk_array(self, at: int, exit_probe: int, slots: int) -> bytes:
+        """The return thunks for address `at`, with the table of slots at `slots`."""
         ...
 
     def unwind_entry(self, thunks: int, slots: int) -> tuple[bytes, int]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
+import numpy as np
+
 from uftrace_agent.engine.model import Form
 from uftrace_agent.engine.site import Patch, SitePlan
 from uftrace_agent.errors import ExhaustedError
@@ -37,6 +39,7 @@ _HEADER_CRC: Final = struct.Struct("<I")
 # head before and after, tail before and after, landing, crc of all before.
 _ENTRY: Final = struct.Struct("<BBBBIQQ16s16s8s8sQ")
 _ENTRY_CRC: Final = struct.Struct("<I")
+_FORM_OFFSET: Final = 1
 
 
 class Phase(IntEnum):
@@ -226,10 +229,11 @@ def _read_manifest(memory: ProcessMemory, address: int) -> Iterator[FoundManifes
         # Torn while it was rewritten: the count may be off, the entries are not.
         in_use = CAPACITY
     raw = memory.read_some(address + MANIFEST_HEADER_BYTES, min(in_use, CAPACITY) * SITE_BYTES)
-    entries = (
-        Entry.unpack(raw[offset : offset + SITE_BYTES])
-        for offset in range(0, len(raw) - SITE_BYTES + 1, SITE_BYTES)
-    )
+    whole = len(raw) // SITE_BYTES * SITE_BYTES
+    rows = np.frombuffer(raw[:whole], "u1").reshape(-1, SITE_BYTES)
+    # Most of a journal whose count is not known is empty: form 0.
+    used = np.flatnonzero(rows[:, _FORM_OFFSET]).tolist()
+    entries = (Entry.unpack(raw[row * SITE_BYTES : (row + 1) * SITE_BYTES]) for row in used)
     boot_id = boot.rstrip(b"\0").decode(errors="replace")
     yield FoundManifest(
         address=address,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -67,9 +68,9 @@ class X86Architecture:
     def __init__(self) -> None:
         self._targets = JumpTargetsCache()
 
-    def thunk_array(self, at: int, exit_probe: int) -> bytes:
+    def thunk_array(self, at: int, exit_probe: int, slots: int) -> bytes:
         """See `Architecture`."""
-        return stubs.thunk_array(at, exit_probe)
+        return stubs.thunk_array(at, exit_probe, slots)
 
     def unwind_entry(self, thunks: int, slots: int) -> tuple[bytes, int]:
         """See `Architecture`."""
@@ -235,9 +236,13 @@ def _stub_code(
         find_fde = region.base + load_blob("x86_64").symbols["uf_find_fde"]
         return stubs.unwinder_stub(stub, find_fde, site.instruction, resume)
     displaced = None if _is_nop(site.instruction) else site.instruction
-    return stubs.entry_stub(
-        stub, _probe(region, site.probe, request.has_exit), _word(request), displaced, resume
-    )
+    word = _word(request)
+    if request.has_exit and site.probe is ProbeKind.ENTRY:
+        paired = region.base + load_blob("x86_64").symbols["uf_entry_paired"]
+        with contextlib.suppress(OutOfReachError):
+            return stubs.paired_stub(stub, paired, word, displaced, resume)
+    probe = _probe(region, site.probe, request.has_exit)
+    return stubs.entry_stub(stub, probe, word, displaced, resume)
 
 
 def _is_nop(instruction: Instruction) -> bool:

@@ -10,6 +10,17 @@ A stub calls the probe and then runs the displaced instruction:
     lea 128(%rsp),%rsp
     <the displaced instruction, moved>
     jmp back
+
+A paired stub (see ENTRY_PROBE in x86_64.S) goes on in one of two ways:
+
+    call probe
+    pop %rax                 ; the return address leads to a thunk:
+    lea 136(%rsp),%rsp       ; drop it, and let the thunk call
+    jmp *-8(%rsp)
+    pop %rax                 ; it is as it was
+    lea 128(%rsp),%rsp
+    <the displaced instruction, moved>
+    jmp back
 """
 
 from __future__ import annotations
@@ -28,12 +39,21 @@ from uftrace_agent.engine.x86_64.instruction import (
     jump,
     relative32,
 )
-from uftrace_agent.runtime.layout import SLOT_BYTES, THUNK_BYTES, THUNK_COUNT, THUNK_SPAN
+from uftrace_agent.runtime.layout import (
+    SLOT_BYTES,
+    THUNK_BYTES,
+    THUNK_COUNT,
+    THUNK_SPAN,
+    define,
+)
 
 STUB_BYTES: Final = 64
 _PROLOGUE: Final = b"\x48\x8d\x64\x24\x80\x50\xb8"
 _EPILOGUE: Final = b"\x58\x48\x8d\xa4\x24\x80\x00\x00\x00"
 _OLX_OFFSET: Final = len(_PROLOGUE) + 4 + 5 + len(_EPILOGUE)
+_TO_THUNK: Final = b"\x58\x48\x8d\xa4\x24\x88\x00\x00\x00\xff\x64\x24\xf8"
+assert len(_TO_THUNK) == define("STUB_PLAIN")
+assert len(_TO_THUNK + _EPILOGUE) == define("STUB_RESUME")
 
 
 def entry_stub(at: int, probe: int, word: int, displaced: Instruction | None, resume: int) -> bytes:
@@ -52,6 +72,21 @@ def entry_stub(at: int, probe: int, word: int, displaced: Instruction | None, re
     """
     moved = displaced.moved_to(at + _OLX_OFFSET) if displaced else Moved(b"", True)
     return _with_tail(_head(at, probe, word) + moved.code, at, resume, moved.falls_through)
+
+
+def paired_stub(
+    at: int, probe: int, word: int, displaced: Instruction | None, resume: int
+) -> bytes:
+    """As `entry_stub`, for the paired probe.
+
+    Raises:
+        UnmovableError, OutOfReachError: As there; the second also where the
+            displaced instruction has become too long.
+    """
+    head = _PROLOGUE + struct.pack("<I", word)
+    head += call(at + len(head), probe) + _TO_THUNK + _EPILOGUE
+    moved = displaced.moved_to(at + len(head)) if displaced else Moved(b"", True)
+    return _with_tail(head + moved.code, at, resume, moved.falls_through)
 
 
 def call_stub(at: int, probe: int, word: int, callee: Instruction) -> bytes:
@@ -102,15 +137,26 @@ def _checked(code: bytes) -> bytes:
     return code.ljust(STUB_BYTES, b"\xcc")
 
 
-def thunk_array(at: int, exit_probe: int) -> bytes:
-    """All return thunks: thunk i is `push $i; jmp exit_probe`, 16 bytes each."""
+def thunk_array(at: int, exit_probe: int, slots: int) -> bytes:
+    """All return thunks, 16 bytes each: `call *slots[i].resume; push $i; jmp exit_probe`.
+
+    Raises:
+        OutOfReachError: The slots are too far away.
+    """
+    resumes = slots + define("SLOT_RESUME")
+    relative32(at, resumes)
+    relative32(at + THUNK_SPAN, resumes + SLOT_BYTES * THUNK_COUNT)
     thunks = np.full((THUNK_COUNT, THUNK_BYTES), 0xCC, "u1")
     index = np.arange(THUNK_COUNT, dtype="<u4")
-    thunks[:, 0] = 0x68
-    thunks[:, 1:5] = index.view("u1").reshape(-1, 4)
-    thunks[:, 5] = 0xE9
-    ends = at + index.astype(np.int64) * THUNK_BYTES + 10
-    thunks[:, 6:10] = (exit_probe - ends).astype("<i4").view("u1").reshape(-1, 4)
+    number = index.astype(np.int64)
+    thunks[:, 0:2] = (0xFF, 0x15)
+    calls = resumes + number * SLOT_BYTES - (at + number * THUNK_BYTES + define("THUNK_RETURN"))
+    thunks[:, 2:6] = calls.astype("<i4").view("u1").reshape(-1, 4)
+    thunks[:, 6] = 0x68
+    thunks[:, 7:11] = index.view("u1").reshape(-1, 4)
+    thunks[:, 11] = 0xE9
+    ends = at + (number + 1) * THUNK_BYTES
+    thunks[:, 12:16] = (exit_probe - ends).astype("<i4").view("u1").reshape(-1, 4)
     return thunks.tobytes()
 
 
@@ -118,23 +164,23 @@ def unwind_entry(thunks: int, slots: int) -> tuple[bytes, int]:
     """CIE and FDE of the whole thunk array, and the FDE's offset.
 
     The caller's frame is reached by CFA = rsp + 0, and its return address is
-    computed from the thunk's own address: slots[(pc - thunks) / 16] - 1. The
+    computed from the thunk's own address: slots[(pc - thunks) / 16].address - 1. The
     augmentation `S` and the minus 1 belong together: with one CFA for thunk and
     function, libgcc aborts where the direct caller catches, unless the frame is
     a signal frame; of a signal frame it takes the address as it is, so the
     address must lie inside the call (DWARF 5 section 6.4; research/patching.md
     M10).
     """
-    # DW_OP_breg16 0; addr thunks; minus; lit4; shr; lit4; shl; addr slots;
-    # plus; deref; lit1; minus. The two shifts clear the low four bits.
+    # DW_OP_breg16 0; addr thunks; minus; lit4; shr; lit5; shl; addr slots;
+    # plus; deref; lit1; minus.
     expression = (
         b"\x80\x00\x03"
         + struct.pack("<Q", thunks)
-        + b"\x1c\x34\x25\x34\x24\x03"
+        + b"\x1c\x34\x25\x35\x24\x03"
         + struct.pack("<Q", slots)
         + b"\x22\x06\x31\x1c"
     )
-    assert SLOT_BYTES == THUNK_BYTES == 16, "the expression's shifts rely on it"
+    assert (THUNK_BYTES, SLOT_BYTES) == (16, 32), "the expression's shifts rely on it"
     # Version 1, "zRS", code alignment 1, data alignment -8, RA column 16,
     # one byte of augmentation: absolute pointers; DW_CFA_def_cfa rsp 0;
     # DW_CFA_val_expression RA.

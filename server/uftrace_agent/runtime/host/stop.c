@@ -1,6 +1,8 @@
 /* stop.c - the `stop` writer: freeze all threads, check, write, thaw. */
 #include "host.h"
 
+#include "../target/annex.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <signal.h>
@@ -205,9 +207,12 @@ static void restore_frames(struct uh_stop *stop, uint64_t sp)
 		for (uint32_t i = 0; i < got / 8; i++) {
 			uint64_t offset = words[i] - stop->thunks, real;
 
-			if (offset >= stop->thunk_span || offset % 16)
+			/* A word that leads to the thunk's call is of a function that is
+			 * about to be entered, and stays. */
+			if (offset >= stop->thunk_span ||
+			    offset % UF_THUNK_BYTES != UF_THUNK_RETURN)
 				continue;
-			real = stop->slots[offset / 16 * 2];
+			real = stop->slots[offset / UF_THUNK_BYTES * (UF_SLOT_BYTES / 8)];
 			if (real && !uh_write_exact(stop->mem_fd, &real, 8, at + i * 8))
 				stop->pause.frames++;
 		}

@@ -8,7 +8,7 @@
 #ifndef UF_ANNEX_H
 #define UF_ANNEX_H
 
-#define UF_ANNEX_VERSION 1
+#define UF_ANNEX_VERSION 2
 
 /* Parameter block at the start of every code region: constants of the session. */
 #define UF_PARAM_CONTROL 0
@@ -70,10 +70,22 @@
 #define UF_KEY_SHIFT 28
 #define UF_ID_MAX 16777215
 
-/* Return thunks: thunk i pushes i; slot i is {return address, id word}. */
+/* Return thunks: thunk i is `call *slot i's resume`; `push $i`; `jmp uf_exit`, and
+ * slot i {return address, id word, resume}. The call is how a traced function is
+ * entered, so that the processor predicts its return into the thunk, and the
+ * exit's into the caller. Sites that are no function's first instruction are not
+ * entered that way: their slots' resume is 0. */
+#define UF_THUNK_RETURN 6
+#define UF_SLOT_ADDRESS 0
+#define UF_SLOT_WORD 8
+#define UF_SLOT_RESUME 16
+/* In a stub, behind its call of the probe: where it goes on without a thunk, and
+ * the displaced instruction. */
+#define UF_STUB_PLAIN 13
+#define UF_STUB_RESUME 22
 #define UF_THUNK_BITS 16
 #define UF_THUNK_BYTES 16
-#define UF_SLOT_BYTES 16
+#define UF_SLOT_BYTES 32
 #define UF_SLOT_PROBES 8
 
 /* Manifest: header, then one entry a site. */

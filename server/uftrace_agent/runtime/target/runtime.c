@@ -37,6 +37,8 @@ struct uf_slot {
 	uint64_t address;
 	uint32_t word;
 	uint32_t pad;
+	uint64_t resume;
+	uint64_t pad2;
 };
 
 struct uf_params {
@@ -57,6 +59,7 @@ _Static_assert(offsetof(struct uf_thread, ring) == UF_THREAD_HEADER, "thread ent
 _Static_assert(sizeof(struct uf_ring) == UF_RING_HEADER_BYTES, "ring header");
 _Static_assert(offsetof(struct uf_ring, tail) == UF_RING_TAIL, "ring header");
 _Static_assert(sizeof(struct uf_slot) == UF_SLOT_BYTES, "slot");
+_Static_assert(offsetof(struct uf_slot, resume) == UF_SLOT_RESUME, "slot");
 _Static_assert(offsetof(struct uf_params, ring_count) == UF_PARAM_RING_COUNT, "parameters");
 
 extern const struct uf_params uf_params __attribute__((visibility("hidden")));
@@ -217,8 +220,8 @@ PROBE void uf_record_shared(uint64_t return_slot, uint64_t word)
 }
 
 /* The byte offset of the thunk for (return address, id word), or -1 where the
- * table has no room near its place. */
-PROBE int64_t uf_find_slot(uint64_t address, uint32_t word)
+ * table has no room near its place. `resume` is always the same for an id. */
+PROBE int64_t uf_find_slot(uint64_t address, uint32_t word, uint64_t resume)
 {
 	uint32_t hash = (word * 0x9E3779B1u + (uint32_t)address) * 0x9E3779B1u;
 
@@ -232,6 +235,7 @@ PROBE int64_t uf_find_slot(uint64_t address, uint32_t word)
 		 * still 0 is another's in the making, and is passed over. */
 		if (seen == 0 && __atomic_compare_exchange_n(&slot->word, &seen, word, 0,
 							     __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+			slot->resume = resume;
 			__atomic_store_n(&slot->address, address, __ATOMIC_RELEASE);
 			return (int64_t)(index * UF_THUNK_BYTES);
 		}

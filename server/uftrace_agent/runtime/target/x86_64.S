@@ -152,8 +152,14 @@ uf_unwind_fde:
 	popq	%r8
 	.endm
 
-/* Entry probe. how: see RETURN_SLOT; hijack: replace the return address. */
-	.macro	ENTRY_PROBE name, how, hijack
+	.set	STUB_RETURN, S_OFF-144		/* from rsp: the return into the stub */
+
+/* Entry probe. how: see RETURN_SLOT; hijack: replace the return address. With
+ * `paired` the stub enters the function through a `call` in its thunk, which
+ * must be matched by a `ret` in uf_exit: otherwise the return predictor goes wrong
+ * for each traced call (5 ns), or for all outer frames (H47). Where the return
+ * address is not replaced, a paired probe returns to UF_STUB_PLAIN. */
+	.macro	ENTRY_PROBE name, how, hijack, paired
 	.globl	\name
 	.hidden	\name
 	.p2align 6
@@ -172,28 +178,42 @@ uf_unwind_fde:
 	imull	$GOLDEN, %eax, %eax
 	shrl	$(32 - UF_THUNK_BITS), %eax
 	shlq	$4, %rax
-	movq	%rax, %rcx
+	leaq	(%rax,%rax), %rcx
 	addq	uf_params+UF_PARAM_SLOTS(%rip), %rcx
 	cmpq	%rdx, (%rcx)
 	jne	8f
 	cmpl	%esi, 8(%rcx)
 	jne	8f
 3:	addq	uf_params+UF_PARAM_THUNKS(%rip), %rax
+	.if !\paired
+	addq	$UF_THUNK_RETURN, %rax	/* behind the call that is not made */
+	.endif
 	STORE_RETURN \how, %rax
 	.endif
 4:	RETURN_SLOT \how, %rax
 	testq	%rdi, %rdi
 	je	41f
 	WRITE_RECORD
+	.if \paired
+91:	RESTORE_ENTRY
+	ret
+
+49:	addq	$UF_STUB_PLAIN, STUB_RETURN(%rsp)
+	jmp	4b
+9:	addq	$UF_STUB_PLAIN, STUB_RETURN(%rsp)
+	jmp	91b
+	.else
+91:
 9:	RESTORE_ENTRY
 	ret
+	.endif
 
 41:	/* no ring of its own: the shared one. rsi = id word */
 	movq	%rax, %rdi
 	SAVE_MORE
 	call	uf_record_shared
 	RESTORE_MORE
-	jmp	9b
+	jmp	91b
 5:	/* not in the directory where it should be */
 	SAVE_MORE
 	pushq	%rsi
@@ -228,7 +248,11 @@ uf_unwind_fde:
 	jmp	9b
 	.if \hijack
 7:	xorl	$((UF_KIND_ENTRY ^ UF_KIND_TAIL_ENTRY) << UF_KIND_SHIFT), %esi
+	.if \paired
+	jmp	49b
+	.else
 	jmp	4b
+	.endif
 8:	/* slot of another call, or free. rdx = R, esi = id word. No slot ever
 	 * holds a thunk, so tail calls (H45) come here too. */
 	movq	%rdx, %rax
@@ -239,6 +263,12 @@ uf_unwind_fde:
 	pushq	%rsi
 	pushq	%rdi
 	movq	%rdx, %rdi
+	.if \paired
+	movq	STUB_RETURN+48(%rsp), %rdx
+	addq	$UF_STUB_RESUME, %rdx
+	.else
+	xorl	%edx, %edx
+	.endif
 	call	uf_find_slot		/* byte offset of the thunk, or -1 */
 	popq	%rdi
 	popq	%rsi
@@ -246,43 +276,28 @@ uf_unwind_fde:
 	testq	%rax, %rax
 	jns	3b
 	xorl	$((UF_KIND_ENTRY ^ UF_KIND_ENTRY_ONLY) << UF_KIND_SHIFT), %esi
+	.if \paired
+	jmp	49b
+	.else
 	jmp	4b
+	.endif
 	.endif
 	.endm
 
-	ENTRY_PROBE uf_entry, 0, 1
-	ENTRY_PROBE uf_entry_fentry, 1, 1
-	ENTRY_PROBE uf_entry_mcount, 2, 1
-	ENTRY_PROBE uf_entry_only, 0, 0
-	ENTRY_PROBE uf_entry_only_fentry, 1, 0
-	ENTRY_PROBE uf_entry_only_mcount, 2, 0
+	ENTRY_PROBE uf_entry_paired, 0, 1, 1
+	ENTRY_PROBE uf_entry, 0, 1, 0
+	ENTRY_PROBE uf_entry_fentry, 1, 1, 0
+	ENTRY_PROBE uf_entry_mcount, 2, 1, 0
+	ENTRY_PROBE uf_entry_only, 0, 0, 0
+	ENTRY_PROBE uf_entry_only_fentry, 1, 0, 0
+	ENTRY_PROBE uf_entry_only_mcount, 2, 0, 0
 
-/* ---- function exit: thunk i is `push $i; jmp uf_exit` ----
- * The traced function has returned to the thunk; rsp is as its caller wants
- * it. The push puts i where the return address was. Ends in a jump, never a
- * ret: a ret would desynchronise the return predictor for all outer frames
- * (H47). */
-	.globl	uf_exit
-	.hidden	uf_exit
-	.p2align 6
-uf_exit:
-	pushq	%rax
-	lahf
-	seto	%al
-	pushq	%rax
-	pushq	%rdx
-	pushq	%rcx
-	pushq	%rsi
-	pushq	%rdi
-	movq	48(%rsp), %rsi
-	shlq	$4, %rsi
-	addq	uf_params+UF_PARAM_SLOTS(%rip), %rsi
-	movq	(%rsi), %rax
-	movl	8(%rsi), %esi
-	movq	%rax, 48(%rsp)		/* from here on the slot holds R again */
-	movq	uf_params+UF_PARAM_CONTROL(%rip), %rcx
-	cmpl	$0, UF_CONTROL_ENABLED(%rcx)
-	je	9f
+/* ---- function exit: thunk i is `call *resume; push $i; jmp uf_exit` ----
+ * The traced function has returned to behind the call; rsp is as its caller
+ * wants it. The push puts i where the return address was. A function that was
+ * entered by the thunk's call is left by a ret, any other by a jump: so returns
+ * are predicted right in all outer frames too (H47). */
+	.macro	EXIT_TAIL paired
 	xorl	$((UF_KIND_ENTRY ^ UF_KIND_EXIT) << UF_KIND_SHIFT), %esi
 	FIND_THREAD 5f
 1:	CHECK_ROOM 6f
@@ -296,8 +311,12 @@ uf_exit:
 	addb	$127, %al
 	sahf
 	popq	%rax
+	.if \paired
+	ret
+	.else
 	leaq	8(%rsp), %rsp
 	jmp	*-8(%rsp)
+	.endif
 5:	SAVE_MORE
 	pushq	%rsi
 	rdfsbase %rdi
@@ -322,6 +341,35 @@ uf_exit:
 	testl	%eax, %eax
 	jne	2b
 	jmp	9b
+	.endm
+
+	.globl	uf_exit
+	.hidden	uf_exit
+	.p2align 6
+uf_exit:
+	pushq	%rax
+	lahf
+	seto	%al
+	pushq	%rax
+	pushq	%rdx
+	pushq	%rcx
+	pushq	%rsi
+	pushq	%rdi
+	movq	48(%rsp), %rdx
+	shlq	$5, %rdx
+	addq	uf_params+UF_PARAM_SLOTS(%rip), %rdx
+	movq	UF_SLOT_ADDRESS(%rdx), %rax
+	movl	UF_SLOT_WORD(%rdx), %esi
+	movq	%rax, 48(%rsp)		/* from here on the slot holds R again */
+	movq	uf_params+UF_PARAM_CONTROL(%rip), %rcx
+	cmpq	$0, UF_SLOT_RESUME(%rdx)
+	je	8f
+	cmpl	$0, UF_CONTROL_ENABLED(%rcx)
+	je	9f
+	EXIT_TAIL 1
+8:	cmpl	$0, UF_CONTROL_ENABLED(%rcx)
+	je	9f
+	EXIT_TAIL 0
 
 /* ---- _Unwind_Find_FDE(pc, bases): sees through the thunk array (H39, H40) ----
  * Called by the hook's stub. ZF set: go on with the original, rdi may have
@@ -352,8 +400,10 @@ uf_find_fde:
 	subq	%rdx, %rax
 	cmpq	$(UF_THUNK_BYTES << UF_THUNK_BITS), %rax
 	jae	2f
+	subq	$UF_THUNK_RETURN, %rax
 	testb	$(UF_THUNK_BYTES - 1), %al
 	jne	2f
+	addq	%rax, %rax		/* slots are twice as long as thunks */
 	addq	uf_params+UF_PARAM_SLOTS(%rip), %rax
 	movq	(%rax), %rax
 	testq	%rax, %rax
