@@ -213,11 +213,11 @@ def find_manifests(memory: ProcessMemory, mappings: Sequence[Mapping]) -> list[F
         found
         for mapping in mappings
         if mapping.flags.startswith("rw-p") and not mapping.inode
-        for found in _read_manifest(memory, mapping.start)
+        for found in _read_manifest(memory, mapping.start, mapping.end)
     ]
 
 
-def _read_manifest(memory: ProcessMemory, address: int) -> Iterator[FoundManifest]:
+def _read_manifest(memory: ProcessMemory, address: int, end: int) -> Iterator[FoundManifest]:
     data = memory.read_some(address, _HEADER.size + _HEADER_CRC.size)
     if len(data) < _HEADER.size + _HEADER_CRC.size:
         return
@@ -228,7 +228,8 @@ def _read_manifest(memory: ProcessMemory, address: int) -> Iterator[FoundManifes
     if _HEADER_CRC.unpack_from(data, _HEADER.size)[0] != zlib.crc32(body):
         # Torn while it was rewritten: the count may be off, the entries are not.
         in_use = CAPACITY
-    raw = memory.read_some(address + MANIFEST_HEADER_BYTES, min(in_use, CAPACITY) * SITE_BYTES)
+    first = address + MANIFEST_HEADER_BYTES
+    raw = memory.read_some(first, min(in_use * SITE_BYTES, max(end - first, 0)))
     whole = len(raw) // SITE_BYTES * SITE_BYTES
     rows = np.frombuffer(raw[:whole], "u1").reshape(-1, SITE_BYTES)
     # Most of a journal whose count is not known is empty: form 0.
