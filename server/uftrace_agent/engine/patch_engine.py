@@ -12,6 +12,7 @@ from uftrace_agent.engine.exit_rules import ProcessTraits
 from uftrace_agent.engine.layout import CodeLayout
 from uftrace_agent.engine.manifest import Entry, Manifest, Phase
 from uftrace_agent.engine.model import Refusal, Status, Writer
+from uftrace_agent.engine.native import scratch_layout
 from uftrace_agent.engine.planner import Planned, Planner
 from uftrace_agent.engine.program import Program, ProgramFunction
 from uftrace_agent.engine.report import (
@@ -152,14 +153,11 @@ class PatchEngine:
                 )
             else:
                 parked.append(known)
-        mappings = read_mappings(self._memory.pid)
         if options.dry_run:
-            layout = CodeLayout(
-                mappings, 8192, self._architecture.stub_bytes, self._architecture.reach
-            )
+            layout = scratch_layout(self._memory.pid, self._architecture)
         else:
             layout = self._annex.layout
-            layout.refresh(mappings)
+            layout.refresh(read_mappings(self._memory.pid))
         planner = Planner(
             self._architecture,
             layout,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import socket
 import struct
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from uftrace_agent.engine.annex import Annex, DataPlaces, RingOptions
-from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.manifest import (
     FoundManifest,
     Identity,
@@ -21,12 +19,12 @@ from uftrace_agent.engine.manifest import (
     Phase,
     find_manifests,
 )
+from uftrace_agent.engine.native import native_architecture
 from uftrace_agent.engine.patch_engine import PatchEngine
 from uftrace_agent.engine.program import Program
 from uftrace_agent.engine.report import DEFAULT_STOP_DEADLINE_NS
 from uftrace_agent.engine.site import Patch
 from uftrace_agent.engine.writer import FrameRepair, Pauses, StopOrder, write_stopped
-from uftrace_agent.engine.x86_64.forms import X86Architecture
 from uftrace_agent.errors import (
     AlreadyHeldError,
     ForbiddenError,
@@ -189,7 +187,7 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
     """
     check_attachable(process.pid)
     rings = ring_options(options)
-    architecture = _architecture(process.pid)
+    architecture = native_architecture()
     claim = _claim(process)
     try:
         memory = ProcessMemory(process.pid)
@@ -248,15 +246,6 @@ def _claim(process: ProcessId) -> socket.socket:
 def has_shadow_stack(pid: int) -> bool:
     """Whether returns of the process are checked by the processor (H43)."""
     return "shstk" in (status_field(pid, "x86_Thread_features") or "").split()
-
-
-def _architecture(pid: int) -> Architecture:
-    if platform.machine() != "x86_64":
-        raise UnsupportedTargetError(
-            f"process {pid} runs on {platform.machine()}, for which there is no patch engine yet",
-            reason="ARCHITECTURE_UNSUPPORTED",
-        )
-    return X86Architecture()
 
 
 def find_tid_offset(memory: ProcessMemory) -> int:

@@ -10,14 +10,12 @@ from typing import Final
 import structlog
 
 from uftrace_agent.engine.exit_rules import ProcessTraits
-from uftrace_agent.engine.layout import CodeLayout
 from uftrace_agent.engine.model import Writer
+from uftrace_agent.engine.native import native_architecture, scratch_layout
 from uftrace_agent.engine.planner import Planned, Planner, PlanOptions
 from uftrace_agent.engine.program import Program, ProgramFunction
 from uftrace_agent.engine.unwinder import find_unwinders
-from uftrace_agent.engine.x86_64.forms import X86Architecture
 from uftrace_agent.errors import AgentError, BusyTargetError, NoSuchSessionError
-from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.identity import ProcessId, is_running, resolve
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.session.attaching import Attachment, attach, check_attachable, has_shadow_stack
@@ -217,8 +215,8 @@ class SessionManager:
 
 
 def _plan(program: Program, pid: int, functions: Sequence[ProgramFunction]) -> list[Planned]:
-    architecture = X86Architecture()
-    layout = CodeLayout(read_mappings(pid), 8192, architecture.stub_bytes, architecture.reach)
+    architecture = native_architecture()
+    layout = scratch_layout(pid, architecture)
     unwinders = find_unwinders(program.modules)
     traits = ProcessTraits(has_shadow_stack(pid), unwinders.unhookable)
     reserved = frozenset(unwinder.address for unwinder in unwinders.hookable)

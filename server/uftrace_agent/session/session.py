@@ -357,8 +357,6 @@ class Session:
             if not os.path.exists(f"/proc/{self.process.pid}/maps"):
                 raise TargetGoneError(f"process {self.process.pid} ended meanwhile") from error
             raise
-        except AgentError:
-            raise
 
 
 def prefer_this_thread() -> None:
