@@ -3,7 +3,6 @@
 // Rust: closures, generics, trait objects, recursion, and panics that
 // catch_unwind stops; with the line protocol of harness.h.
 
-use std::hint::black_box;
 use std::io::{BufRead, Write};
 use std::panic::{catch_unwind, panic_any, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
@@ -33,6 +32,12 @@ macro_rules! count {
     ($name:ident) => {
         calls::$name.fetch_add(1, Relaxed)
     };
+}
+
+// A value that the compiler knows nothing about; std::hint has such a function
+// only since Rust 1.66, and Debian 12 comes with 1.63.
+fn black_box<T: Copy>(value: T) -> T {
+    unsafe { std::ptr::read_volatile(&value) }
 }
 
 fn check<T: PartialEq + std::fmt::Debug>(what: &str, got: T, want: T) {
