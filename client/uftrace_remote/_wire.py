@@ -14,6 +14,7 @@ from uftrace_remote.enums import (
     PatchStatus,
     PatchWriter,
     RefusalReason,
+    SiteKind,
 )
 from uftrace_remote.values import (
     AgentInfo,
@@ -53,6 +54,10 @@ def _form(number: int) -> PatchForm:
 
 def _writer(number: int) -> PatchWriter:
     return _enum(PatchWriter, number, PatchWriter.NONE)
+
+
+def _kind(number: int) -> SiteKind:
+    return _enum(SiteKind, number, SiteKind.NONE)
 
 
 def _refusal(number: int) -> RefusalReason:
@@ -132,6 +137,7 @@ def function_info_from_wire(message: tracepoint_pb2.FunctionInfo, match_count: i
         detail=message.detail,
         enabled=message.enabled,
         match_count=match_count,
+        kind=_kind(message.site_kind),
     )
 
 
@@ -184,6 +190,7 @@ def function_result_from_wire(message: tracepoint_pb2.PatchResult) -> FunctionRe
         refusal=_refusal(message.refusal),
         exit_refusal=_refusal(message.exit_refusal),
         detail=message.detail,
+        kind=_kind(message.site_kind),
     )
 
 
@@ -197,6 +204,8 @@ def patch_from_wire(message: tracepoint_pb2.PatchResponse) -> PatchResult:
         longest_pause_tid=message.longest_pause_tid,
         elapsed_ns=message.elapsed_nanos,
         plan_ns=message.plan_nanos,
+        writer_detail=message.writer_detail,
+        pauses={pause.tid: pause.nanos for pause in message.pauses},
     )
 
 
@@ -208,6 +217,8 @@ def unpatch_from_wire(message: tracepoint_pb2.UnpatchResponse) -> UnpatchResult:
         longest_pause_ns=message.longest_pause_nanos,
         longest_pause_tid=message.longest_pause_tid,
         elapsed_ns=message.elapsed_nanos,
+        writer_detail=message.writer_detail,
+        pauses={pause.tid: pause.nanos for pause in message.pauses},
     )
 
 

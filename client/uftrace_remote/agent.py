@@ -28,6 +28,7 @@ from uftrace_remote._resolve import choose_process
 from uftrace_remote._stream import StreamRequest, read_events
 from uftrace_remote.credentials import CredentialOptions, Credentials, find_credentials
 from uftrace_remote.endpoint import Endpoint
+from uftrace_remote.enums import PatchWriter
 from uftrace_remote.target import ProcessSelector
 from uftrace_remote.values import (
     AgentInfo,
@@ -241,14 +242,23 @@ class AgentClient:
             all_or_nothing=chosen.all_or_nothing,
             dry_run=chosen.dry_run,
             stop_deadline_nanos=chosen.stop_deadline_ns,
+            allow_multi=chosen.allow_multi,
         )
         call = self._stub.Patch(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.patch_from_wire(await self._answer(call))
 
-    async def unpatch(self, session_id: str, patterns: Iterable[str] = ()) -> UnpatchResult:
+    async def unpatch(
+        self,
+        session_id: str,
+        patterns: Iterable[str] = (),
+        writer: PatchWriter = PatchWriter.AUTO,
+    ) -> UnpatchResult:
         """Disables tracepoints; all of the session without patterns."""
         request = tracepoint_pb2.UnpatchRequest(
-            request_id=_request_id(), session_id=session_id, patterns=list(patterns)
+            request_id=_request_id(),
+            session_id=session_id,
+            patterns=list(patterns),
+            writer=tracepoint_pb2.PatchWriter.Name(writer),
         )
         call = self._stub.Unpatch(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.unpatch_from_wire(await self._answer(call))

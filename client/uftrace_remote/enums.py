@@ -65,8 +65,22 @@ class RefusalReason(IntEnum):
     RESTARTABLE_SEQUENCE = 22
     STOP_TIMED_OUT = 23
     PROCESS_GONE = 24
+    IRREGULAR_FRAME = 25
     # A reason of a newer agent than this client.
     UNKNOWN = 255
+
+
+class SiteKind(IntEnum):
+    """What a compiler left in a function for those who trace it."""
+
+    NONE = 0
+    PLAIN = 1
+    MCOUNT_CALL = 2
+    FENTRY_CALL = 3
+    FENTRY_NOP = 4
+    PROFILE_CALLS = 5
+    PATCHABLE_NOPS = 6
+    SLEDS = 7
 
 
 class PatchStatus(IntEnum):

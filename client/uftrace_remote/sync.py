@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from uftrace_remote.agent import DEFAULT_TIMEOUT_SECONDS, AgentClient
 from uftrace_remote.credentials import CredentialOptions
 from uftrace_remote.endpoint import Endpoint
+from uftrace_remote.enums import PatchWriter
 from uftrace_remote.target import ProcessSelector
 from uftrace_remote.values import (
     AgentInfo,
@@ -187,9 +188,14 @@ class SyncAgentClient:
         """As `AgentClient.patch`."""
         return self._runner.run(self._client.patch(session_id, patterns, options))
 
-    def unpatch(self, session_id: str, patterns: Iterable[str] = ()) -> UnpatchResult:
+    def unpatch(
+        self,
+        session_id: str,
+        patterns: Iterable[str] = (),
+        writer: PatchWriter = PatchWriter.AUTO,
+    ) -> UnpatchResult:
         """As `AgentClient.unpatch`."""
-        return self._runner.run(self._client.unpatch(session_id, patterns))
+        return self._runner.run(self._client.unpatch(session_id, patterns, writer))
 
     def sessions(self) -> tuple[Session, ...]:
         """As `AgentClient.sessions`."""

@@ -6,8 +6,8 @@ target's counter (rdtsc, cntvct_el0).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from uftrace_remote.enums import (
     Architecture,
@@ -17,6 +17,7 @@ from uftrace_remote.enums import (
     PatchStatus,
     PatchWriter,
     RefusalReason,
+    SiteKind,
 )
 
 RECORD_BYTES = 16
@@ -117,6 +118,7 @@ class FunctionInfo:
     detail: str = ""
     enabled: bool = False
     match_count: int = 0
+    kind: SiteKind = SiteKind.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ class PatchOptions:
         all_or_nothing: Refuse everything where one function is refused.
         dry_run: Plan and answer, but change nothing.
         stop_deadline_ns: Longest time that threads may be stopped; 0 is the agent's default.
+        allow_multi: Move several instructions at once where no other form fits.
     """
 
     writer: PatchWriter = PatchWriter.AUTO
@@ -182,6 +185,7 @@ class PatchOptions:
     all_or_nothing: bool = False
     dry_run: bool = False
     stop_deadline_ns: int = 0
+    allow_multi: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +200,24 @@ class FunctionResult:
     refusal: RefusalReason = RefusalReason.NONE
     exit_refusal: RefusalReason = RefusalReason.NONE
     detail: str = ""
+    kind: SiteKind = SiteKind.NONE
 
 
 @dataclass(frozen=True, slots=True)
 class PatchResult:
-    """What became of all functions of a patch request."""
+    """What became of all functions of a patch request.
+
+    Attributes:
+        results: One a function.
+        enabled_count: How many are enabled now.
+        refused_count: How many were refused.
+        longest_pause_ns: The longest time that one thread stood still.
+        longest_pause_tid: Which.
+        elapsed_ns: The whole operation.
+        plan_ns: Its planning part.
+        writer_detail: Why threads had to be stopped; empty where none had.
+        pauses: Nanoseconds by thread id, of all threads that stood still.
+    """
 
     results: tuple[FunctionResult, ...]
     enabled_count: int = 0
@@ -209,17 +226,21 @@ class PatchResult:
     longest_pause_tid: int = 0
     elapsed_ns: int = 0
     plan_ns: int = 0
+    writer_detail: str = ""
+    pauses: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class UnpatchResult:
-    """What became of all functions of an unpatch request."""
+    """What became of all functions of an unpatch request; as `PatchResult`."""
 
     results: tuple[FunctionResult, ...]
     disabled_count: int = 0
     longest_pause_ns: int = 0
     longest_pause_tid: int = 0
     elapsed_ns: int = 0
+    writer_detail: str = ""
+    pauses: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

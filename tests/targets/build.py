@@ -29,6 +29,9 @@ HERE = Path(__file__).resolve().parent
 BUILT = HERE / "_built"
 DEFAULT = "gcc-O2"
 COMMON = ("-Wall", "-Wextra", "-pthread")
+XRAY = ("-fxray-instrument", "-fxray-instruction-threshold=1")
+# Past the driver, which then does not link XRay's runtime.
+XRAY_BARE = tuple(word for flag in XRAY for word in ("-Xclang", flag))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,8 @@ def _gcc(*flags: str, link: tuple[str, ...] = (), strip: bool = False, opt: int 
     return Variant(flags=(f"-O{opt}", *flags), link=link, strip=strip, opt=opt)
 
 
-def _clang(*flags: str, opt: int = 2) -> Variant:
-    return Variant("clang", "clang++", (f"-O{opt}", *flags), opt=opt)
+def _clang(*flags: str, link: tuple[str, ...] = (), opt: int = 2) -> Variant:
+    return Variant("clang", "clang++", (f"-O{opt}", *flags), link=link, opt=opt)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -80,8 +83,17 @@ VARIANTS: dict[str, Variant] = {
         "-pg", "-mfentry", "-mnop-mcount", "-mrecord-mcount", "-fno-pie", link=("-no-pie",)
     ),
     "cyg": _gcc("-finstrument-functions", "-DNO_SIBLING_CALLS"),
+    "cyg-O0": _gcc("-finstrument-functions", opt=0),
+    "clang-cyg": _clang("-finstrument-functions", "-DNO_SIBLING_CALLS"),
     "pfe5": _gcc("-fpatchable-function-entry=5"),
     "clang-pfe5": _clang("-fpatchable-function-entry=5"),
+    "pfe16-8": _gcc("-fpatchable-function-entry=16,8"),
+    "clang-pfe16-8": _clang("-fpatchable-function-entry=16,8"),
+    # With XRay's runtime, which does nothing unless XRAY_OPTIONS or the program ask.
+    "xray": _clang(*XRAY),
+    "xray-bare": _clang(*XRAY_BARE),
+    "xray-nopie": _clang(*XRAY, "-fno-pie", link=("-no-pie",)),
+    "xray-cet": _clang(*XRAY, "-fcf-protection=full"),
     "fp": _gcc("-fno-omit-frame-pointer"),
     "nofp": _gcc("-fomit-frame-pointer"),
     "g": _gcc("-g"),
@@ -96,6 +108,7 @@ NO_SIGPROF = tuple(name for name in ALL if name not in ("pg", "fentry", "fentry-
 RUST = ("rust-O0", "rust-O3")
 GO = ("go",)
 DYNAMIC = tuple(name for name in GLIBC if not name.startswith("static"))
+WITH_XRAY = tuple(name for name in ALL if name.startswith("xray"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +157,11 @@ PROGRAMS: dict[str, Program] = {
         shared=(("plugin.so", "plugin.c"),),
     ),
     "redzone": Program(("redzone.c", "redzone_asm.S")),
+    "xray_events": Program(("xray_events.c",), WITH_XRAY),
+    "xray_legacy": Program(
+        ("xray_legacy.c", "xray_legacy.S"),
+        ("gcc-O2", "clang-O2", "nopie", "static", "static-pie", "stripped"),
+    ),
     "crash": Program(("crash.c",)),
     "exec": Program(("exec.c",)),
     "many": Program(("gen_many.py",), generated=("10000",)),

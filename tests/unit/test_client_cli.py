@@ -19,7 +19,7 @@ from tests.support.agent_server import RunningAgent, running_agent
 from tests.support.sessions import WORK, ScriptedSessions, session_info
 from tests.unit.trace_support import Tape, TreeMaker, make_trace
 from uftrace_agent import errors as agent_errors
-from uftrace_agent.engine.model import Form, Refusal, Status, Writer
+from uftrace_agent.engine.model import Form, Refusal, SiteKind, Status, Writer
 from uftrace_agent.session import types as agent_types
 from uftrace_remote import errors
 from uftrace_remote.cli import _refusals
@@ -236,12 +236,12 @@ async def test_ps(run):
 
 async def test_functions(run, sessions):
     sessions.plans = [
-        agent_types.FunctionPlan(WORK, Form.PUN, Writer.BYTE),
-        agent_types.FunctionPlan(OUTER, refusal=Refusal.TOO_SHORT),
+        agent_types.FunctionPlan(WORK, Form.PUN, Writer.BYTE, kind=SiteKind.SLEDS),
+        agent_types.FunctionPlan(OUTER, refusal=Refusal.TOO_SHORT, kind=SiteKind.PLAIN),
     ]
     lines = (await run("functions", PID, "--explain")).stdout.splitlines()
-    assert re.fullmatch(r"ADDRESS +SIZE +MODULE +FORM +WRITER +EXIT +FUNCTION", lines[0])
-    assert re.fullmatch(r" *401000 +64 +app +pun +byte +yes +work", lines[1])
+    assert re.fullmatch(r"ADDRESS +SIZE +MODULE +SITE +FORM +WRITER +EXIT +FUNCTION", lines[0])
+    assert re.fullmatch(r" *401000 +64 +app +xray +pun +byte +yes +work", lines[1])
     assert "no instruction of it can hold a jump; trace its callers instead" in lines[2]
     found = json.loads((await run("functions", PID, "--json")).stdout)
     assert found[0]["function"]["name"] == "work"

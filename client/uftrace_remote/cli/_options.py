@@ -12,6 +12,7 @@ from uftrace_remote.values import PatchOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+WRITERS = ("auto", "byte", "trap", "stop")
 _SCALES = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
 
 
@@ -52,10 +53,15 @@ def patch_options(command: _Command) -> _Command:
         click.option("--entry-only", is_flag=True, help="Trace entries alone."),
         click.option(
             "--writer",
-            type=click.Choice(["auto", "byte", "stop"]),
+            type=click.Choice(WRITERS),
             default="auto",
             show_default=True,
-            help="How code bytes are changed.",
+            help="How code bytes are changed: one at a time, under traps, or in a stop.",
+        ),
+        click.option(
+            "--multi",
+            is_flag=True,
+            help="Move several instructions where no other form fits (stops all threads).",
         ),
     ):
         command = option(command)
@@ -63,7 +69,12 @@ def patch_options(command: _Command) -> _Command:
 
 
 def to_patch_options(
-    writer: str, entry_only: bool, all_or_nothing: bool, *, dry_run: bool = False
+    writer: str,
+    entry_only: bool,
+    all_or_nothing: bool,
+    multi: bool,
+    *,
+    dry_run: bool = False,
 ) -> PatchOptions:
     """What those options say."""
     return PatchOptions(
@@ -71,4 +82,5 @@ def to_patch_options(
         entry_only=entry_only,
         all_or_nothing=all_or_nothing,
         dry_run=dry_run,
+        allow_multi=multi,
     )

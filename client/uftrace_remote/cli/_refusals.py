@@ -83,6 +83,10 @@ _WORDS: dict[RefusalReason, tuple[str, str]] = {
         "try again",
     ),
     RefusalReason.PROCESS_GONE: ("the process ended", ""),
+    RefusalReason.IRREGULAR_FRAME: (
+        "it is jumped to with a frame in place",
+        "entries are traced",
+    ),
     RefusalReason.UNKNOWN: ("a reason that this client does not know", "update the client"),
 }
 

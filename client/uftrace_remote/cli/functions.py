@@ -9,9 +9,19 @@ from uftrace_remote.cli._options import json_option
 from uftrace_remote.cli._progress import spinner
 from uftrace_remote.cli._refusals import describe
 from uftrace_remote.cli._settings import Settings, pass_settings, run
-from uftrace_remote.enums import PatchForm, RefusalReason
+from uftrace_remote.enums import PatchForm, RefusalReason, SiteKind
 from uftrace_remote.errors import NoSuchFunctionError
 from uftrace_remote.values import FunctionInfo
+
+_SITES = {
+    SiteKind.PLAIN: "-",
+    SiteKind.MCOUNT_CALL: "mcount",
+    SiteKind.FENTRY_CALL: "fentry",
+    SiteKind.FENTRY_NOP: "fentry nop",
+    SiteKind.PROFILE_CALLS: "cyg_profile",
+    SiteKind.PATCHABLE_NOPS: "nops",
+    SiteKind.SLEDS: "xray",
+}
 
 
 @click.command()
@@ -50,7 +60,7 @@ def functions(
         return
     columns = [("ADDRESS", "right"), ("SIZE", "right"), ("MODULE", "left")]
     if explain:
-        columns += [("FORM", "left"), ("WRITER", "left"), ("EXIT", "left")]
+        columns += [("SITE", "left"), ("FORM", "left"), ("WRITER", "left"), ("EXIT", "left")]
     columns.append(("FUNCTION", "left"))
     _output.print_table(columns, (_row(each, explain) for each in found), color=settings.color)
     total = found[0].match_count if found else 0
@@ -64,10 +74,11 @@ def _row(info: FunctionInfo, explain: bool) -> tuple[str, ...]:
     name = function.name + (" *" if info.enabled else "")
     if not explain:
         return (*head, name)
+    site = _SITES.get(info.kind, "-")
     if info.form is PatchForm.NONE:
         why, advice = describe(info.refusal)
         words = info.detail or "; ".join(filter(None, (why, advice)))
-        return (*head, "no", "-", "-", f"{name}  ({words})")
+        return (*head, site, "no", "-", "-", f"{name}  ({words})")
     exits = "yes" if info.exit_refusal is RefusalReason.NONE else "no"
     detail = f"  ({info.detail})" if info.detail else ""
-    return (*head, info.form.name.lower(), info.writer.name.lower(), exits, name + detail)
+    return (*head, site, info.form.name.lower(), info.writer.name.lower(), exits, name + detail)

@@ -81,6 +81,7 @@ def live(
     writer: str,
     entry_only: bool,
     all_or_nothing: bool,
+    multi: bool,
     keep: bool,
     max_depth: int | None,
     min_duration: int,
@@ -93,7 +94,7 @@ def live(
     request = _Request(
         settings.target(target),
         patterns,
-        to_patch_options(writer, entry_only, all_or_nothing),
+        to_patch_options(writer, entry_only, all_or_nothing, multi),
         duration_ns,
         keep,
         max_depth or 0,

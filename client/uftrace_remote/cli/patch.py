@@ -11,6 +11,7 @@ from uftrace_remote.cli._progress import spinner
 from uftrace_remote.cli._refusals import describe, print_refusals
 from uftrace_remote.cli._settings import Settings, pass_settings, run
 from uftrace_remote.cli._tracing import hold, patch_functions, releasing
+from uftrace_remote.cli._writers import print_writers
 from uftrace_remote.enums import PatchForm, PatchStatus, RefusalReason
 from uftrace_remote.errors import NoSuchFunctionError
 from uftrace_remote.values import (
@@ -37,13 +38,14 @@ def patch(
     writer: str,
     entry_only: bool,
     all_or_nothing: bool,
+    multi: bool,
     dry_run: bool,
     verbose: bool,
     as_json: bool,
 ) -> None:
     """Enable tracepoints in a running process; they stay until `unpatch` or `detach`."""
     where = settings.target(target)
-    options = to_patch_options(writer, entry_only, all_or_nothing, dry_run=dry_run)
+    options = to_patch_options(writer, entry_only, all_or_nothing, multi, dry_run=dry_run)
 
     async def work() -> PatchResult:
         async with settings.connect(where.endpoint) as agent:
@@ -95,6 +97,7 @@ def _planned(info: FunctionInfo) -> FunctionResult:
         refusal=info.refusal,
         exit_refusal=info.exit_refusal,
         detail=info.detail,
+        kind=info.kind,
     )
 
 
@@ -112,6 +115,7 @@ def _print_summary(result: PatchResult, dry_run: bool) -> None:
     if not dry_run:
         parts.append(_output.pause(result.longest_pause_ns, result.longest_pause_tid))
     click.echo(", ".join(parts))
+    print_writers(result)
 
 
 def _print_all(results: tuple[FunctionResult, ...], color: bool | None) -> None:

@@ -106,6 +106,7 @@ def record(
     writer: str,
     entry_only: bool,
     all_or_nothing: bool,
+    multi: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -116,7 +117,7 @@ def record(
     request = _Request(
         settings.target(target),
         patterns,
-        to_patch_options(writer, entry_only, all_or_nothing),
+        to_patch_options(writer, entry_only, all_or_nothing, multi),
         duration_ns,
         directory,
         force,

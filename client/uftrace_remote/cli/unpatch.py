@@ -6,26 +6,37 @@ import click
 
 from uftrace_remote.cli import _output
 from uftrace_remote.cli._find_session import find_session
-from uftrace_remote.cli._options import json_option
+from uftrace_remote.cli._options import WRITERS, json_option
 from uftrace_remote.cli._progress import spinner
 from uftrace_remote.cli._refusals import print_refusals
 from uftrace_remote.cli._settings import Settings, pass_settings, run
+from uftrace_remote.cli._writers import print_writers
+from uftrace_remote.enums import PatchWriter
 from uftrace_remote.values import UnpatchResult
 
 
 @click.command()
 @click.argument("target")
 @click.argument("patterns", nargs=-1, metavar="[FUNC]...")
+@click.option(
+    "--writer",
+    type=click.Choice(WRITERS),
+    default="auto",
+    show_default=True,
+    help="How code bytes are set back.",
+)
 @json_option
 @pass_settings
-def unpatch(settings: Settings, target: str, patterns: tuple[str, ...], as_json: bool) -> None:
+def unpatch(
+    settings: Settings, target: str, patterns: tuple[str, ...], writer: str, as_json: bool
+) -> None:
     """Disable tracepoints; all of the process without FUNC."""
     where = settings.target(target)
 
     async def work() -> UnpatchResult:
         async with settings.connect(where.endpoint) as agent:
             session = await find_session(agent, where.process)
-            return await agent.unpatch(session.session_id, patterns)
+            return await agent.unpatch(session.session_id, patterns, PatchWriter[writer.upper()])
 
     with spinner("unpatching"):
         result = run(work)
@@ -37,4 +48,5 @@ def unpatch(settings: Settings, target: str, patterns: tuple[str, ...], as_json:
         f"{_output.brief_duration(result.elapsed_ns)}, "
         f"{_output.pause(result.longest_pause_ns, result.longest_pause_tid)}"
     )
+    print_writers(result)
     print_refusals(result.results)

@@ -2,7 +2,7 @@
 
 Data first, in one mapping with a gap on both sides:
 
-    manifest | control (MADV_WIPEONFORK) | directory of threads | return slots
+    manifest | control (MADV_WIPEONFORK) | directory of threads | return slots | traps | calls
 
 A forked child reads the control word as 0 and records nothing; it has copies
 of the directory and the slots, so that a probe or a return that was under way
@@ -29,7 +29,7 @@ from uftrace_agent.errors import (
 )
 from uftrace_agent.process.address_space import PAGE, FreeSpace, read_mappings
 from uftrace_agent.process.memory import ProcessMemory
-from uftrace_agent.process.remote_calls import RemoteCall, RemoteCaller, Scratch
+from uftrace_agent.process.remote_calls import BatchPlace, RemoteCall, RemoteCaller
 from uftrace_agent.process.system_calls import (
     MADV_DONTDUMP,
     MADV_WIPEONFORK,
@@ -49,11 +49,13 @@ from uftrace_agent.process.system_calls import (
 )
 from uftrace_agent.runtime.blob import load_blob
 from uftrace_agent.runtime.layout import (
+    CALL_TABLE_BYTES,
     DIRECTORY_BYTES,
     PARAM_BYTES,
     RING_HEADER_BYTES,
     SLOT_TABLE_BYTES,
     THUNK_SPAN,
+    TRAP_TABLE_BYTES,
     define,
 )
 
@@ -61,7 +63,7 @@ _SEALS: Final = 0x0002 | 0x0004 | 0x0001  # F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL
 _F_ADD_SEALS: Final = 1033
 _THUNK_ALIGNMENT: Final = 4096
 _TRIES: Final = 3
-_CALLS_AT_ONCE: Final = 64
+_CALLS_AT_ONCE: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class DataPlaces:
     control: int
     directory: int
     slots: int
+    traps: int
+    calls: int
     end: int
 
     @staticmethod
@@ -98,7 +102,9 @@ class DataPlaces:
         control = base + MANIFEST_BYTES
         directory = control + PAGE
         slots = directory + DIRECTORY_BYTES
-        return DataPlaces(base, control, directory, slots, slots + SLOT_TABLE_BYTES)
+        traps = slots + SLOT_TABLE_BYTES
+        calls = traps + TRAP_TABLE_BYTES
+        return DataPlaces(base, control, directory, slots, traps, calls, calls + CALL_TABLE_BYTES)
 
 
 class Annex:
@@ -113,8 +119,8 @@ class Annex:
         rings: RingOptions,
     ) -> None:
         self._memory = memory
-        self._caller = caller
-        self._calls = calls
+        self.caller = caller
+        self.calls = calls
         self._architecture = architecture
         self._blob = load_blob(architecture.name)
         self.ring_options = rings
@@ -158,24 +164,20 @@ class Annex:
             )
         manifest = Manifest(self._memory, self.data.manifest, identity)
         manifest.create()
-        home = self.thunks - self._home_offset()
-        exit_probe = home + self._blob.symbols["uf_exit"]
-        try:
-            self._fill_code(home)
-            thunks = self._architecture.thunk_array(self.thunks, exit_probe, self.data.slots)
-            self._memory.write(self.thunks, thunks)
-        except OSError as error:
-            raise ForbiddenError(
-                "the kernel does not let the agent write code through /proc/PID/mem",
-                reason="MEMORY_WRITE_DENIED",
-                hint="it was booted with proc_mem.force_override=ptrace or never (H79)",
-            ) from error
+        thunks = self._architecture.thunk_array(
+            self.thunks, self.runtime_address("uf_exit"), self.data.slots
+        )
+        self._memory.write(self.thunks, thunks)
         return manifest
 
     # Where a remote call may leave an answer: behind the control word.
     @property
     def _answer_place(self) -> int:
         return self.data.control + 64
+
+    def runtime_address(self, name: str) -> int:
+        """Where an entry point of the runtime lies in the copy beside the thunks."""
+        return self.thunks - self._home_offset() + self._blob.symbols[name]
 
     def _home_offset(self) -> int:
         return -(-len(self._blob.code) // _THUNK_ALIGNMENT) * _THUNK_ALIGNMENT
@@ -197,61 +199,87 @@ class Annex:
         data, code, rings = places
         self.data = DataPlaces.at(data)
         self.thunks = code + self._home_offset()
-        calls = self._calls
         private = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
-        results = self._caller.call(
+        results = self.caller.call(
             [
                 self._mmap(data, data_size, PROT_READ | PROT_WRITE, private),
                 self._mmap(code, code_size, PROT_READ | PROT_EXEC, private),
-                RemoteCall(calls.madvise, (self.data.control, PAGE, MADV_WIPEONFORK)),
-                RemoteCall(
-                    calls.memfd_create,
-                    (Scratch(b"uftrace-rings\0"), MFD_CLOEXEC | MFD_ALLOW_SEALING),
-                ),
             ]
         )
+        annex = [(data, data_size, results[0]), (code, code_size, results[1])]
         if min(results) < 0:
-            self._undo([(data, data_size, results[0]), (code, code_size, results[1])], results[3])
+            self._undo(annex, -1)
             self._raise_if_final(results)
             return False
-        fd = results[3]
+        self._ring_base = rings
+        self._fill_home()
+        if not self._map_rings(rings, ring_size, annex):
+            return False
+        self.code_ranges.append((code, code + code_size))
+        self.mapped_bytes += data_size + code_size + ring_size
+        return True
+
+    # The runtime's first copy; from now on a thread makes many calls in one go.
+    def _fill_home(self) -> None:
+        try:
+            self._fill_code(self.thunks - self._home_offset())
+        except OSError as error:
+            raise ForbiddenError(
+                "the kernel does not let the agent write code through /proc/PID/mem",
+                reason="MEMORY_WRITE_DENIED",
+                hint="it was booted with proc_mem.force_override=ptrace or never (H79)",
+            ) from error
+        self.caller.use_batches(BatchPlace(self.runtime_address("uf_calls"), self.data.calls))
+
+    def _map_rings(self, rings: int, size: int, annex: Sequence[tuple[int, int, int]]) -> bool:
+        calls = self.calls
+        name = self._answer_place
+        self._memory.write(name, b"uftrace-rings\0")
+        results = self.caller.call(
+            [
+                RemoteCall(calls.madvise, (self.data.control, PAGE, MADV_WIPEONFORK)),
+                RemoteCall(calls.memfd_create, (name, MFD_CLOEXEC | MFD_ALLOW_SEALING)),
+            ]
+        )
+        fd = results[1]
+        if min(results) < 0:
+            self._undo(annex, fd)
+            self._raise_if_final(results)
+            return False
         shared = MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE
         try:
             self.ring_fd = self._open_ring_file(fd)
         finally:
-            results = self._caller.call(
+            results = self.caller.call(
                 [
-                    RemoteCall(
-                        calls.mmap, (rings, ring_size, PROT_READ | PROT_WRITE, shared, fd, 0)
-                    ),
+                    RemoteCall(calls.mmap, (rings, size, PROT_READ | PROT_WRITE, shared, fd, 0)),
                     RemoteCall(calls.close, (fd,)),
-                    RemoteCall(calls.madvise, (rings, ring_size, MADV_DONTDUMP)),
+                    RemoteCall(calls.madvise, (rings, size, MADV_DONTDUMP)),
                     RemoteCall(calls.prctl, (PR_GET_TSC, self._answer_place)),
                 ]
             )
         if results[0] < 0:
             os.close(self.ring_fd)
-            self._undo([(data, data_size, data), (code, code_size, code)], -1)
+            self._undo(annex, -1)
             self._raise_if_final(results[:1])
             return False
-        self._ring_base = rings
-        self.code_ranges.append((code, code + code_size))
-        self.mapped_bytes += data_size + code_size + ring_size
         return True
 
     def _mmap(self, start: int, size: int, protection: int, flags: int) -> RemoteCall:
-        return RemoteCall(self._calls.mmap, (start, size, protection, flags, -1, 0))
+        return RemoteCall(self.calls.mmap, (start, size, protection, flags, -1, 0))
 
     def _undo(self, maps: Sequence[tuple[int, int, int]], fd: int) -> None:
         undo = [
-            RemoteCall(self._calls.munmap, (start, size))
+            RemoteCall(self.calls.munmap, (start, size))
             for start, size, result in maps
             if result >= 0
         ]
         if fd >= 0:
-            undo.append(RemoteCall(self._calls.close, (fd,)))
+            undo.append(RemoteCall(self.calls.close, (fd,)))
         if undo:
-            self._caller.call(undo)
+            # By single calls: the routine for many may be what is unmapped.
+            self.caller.use_batches(None)
+            self.caller.call(undo)
 
     def _raise_if_final(self, results: Sequence[int]) -> None:
         worst = min(results)
@@ -292,7 +320,7 @@ class Annex:
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
         for start in range(0, len(pending), _CALLS_AT_ONCE):
             batch = pending[start : start + _CALLS_AT_ONCE]
-            results = self._caller.call(
+            results = self.caller.call(
                 [self._mmap(m.start, m.size, PROT_READ | PROT_EXEC, flags) for m in batch]
             )
             for wanted, result in zip(batch, results, strict=True):
@@ -327,6 +355,7 @@ class Annex:
             "RING_BYTES": self.ring_options.ring_bytes,
             "RING_COUNT": self.ring_options.ring_count,
             "FDE_OFFSET": fde_offset,
+            "TRAPS": self.data.traps,
         }
         block = bytearray(PARAM_BYTES)
         for name, value in values.items():

@@ -31,6 +31,8 @@ class SiteRequest:
         exit_refusal: Why not, where it cannot be.
         frugal: Many functions at once: prefer forms that need no memory page
             of their own.
+        entry_only: The exit is not wanted.
+        allow_multi: The form `multi` may be used where no other fits.
     """
 
     function: FunctionCode
@@ -40,6 +42,8 @@ class SiteRequest:
     has_exit: bool
     exit_refusal: Refusal | None
     frugal: bool
+    entry_only: bool = False
+    allow_multi: bool = False
 
 
 class Architecture(Protocol):
@@ -55,6 +59,14 @@ class Architecture(Protocol):
         Raises:
             RefusedError: It cannot be patched; nothing is reserved.
         """
+        ...
+
+    def extra_ids(self, function: FunctionCode) -> int:
+        """How many ids behind its own a function's plan may use (for its events)."""
+        ...
+
+    def name_foreign_patch(self, expected: bytes, live: bytes) -> str:
+        """What bytes that are neither the file's nor ours look like, for people."""
         ...
 
     def plan_unwinder_hook(

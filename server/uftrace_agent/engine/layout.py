@@ -21,6 +21,8 @@ _REGION_BYTES = 1 << 20
 # cost address space only, and the process has a limited number of mappings
 # (vm.max_map_count, H81).
 _MERGE_PAGES = 16
+# Where code goes whose address must end in a given byte: that much at a time.
+_YARD = PAGE
 
 
 class Span(Protocol):
@@ -41,11 +43,17 @@ class CodeRegion:
     size: int
     cursor: int
     free_stubs: list[int] = field(default_factory=list)
+    yards: list[int] = field(default_factory=list)
 
     @property
     def end(self) -> int:
         """The address behind it."""
         return self.base + self.size
+
+    @property
+    def stubs_end(self) -> int:
+        """Where its room for stubs ends."""
+        return self.yards[-1] if self.yards else self.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,8 @@ class CodeLayout:
         self._pending_pages: set[int] = set()
         self._written: set[int] = set()
         self._depended: set[int] = set()
+        self._in_yards: set[int] = set()
+        self._next_in_yard: dict[tuple[int, int], int] = {}
 
     def refresh(self, mappings: Sequence[Mapping]) -> None:
         """Take a new look at the address space; what is pending stays taken."""
@@ -110,9 +120,12 @@ class CodeLayout:
         """
         for region in self.regions:
             if self._reaches(region.base, region.end, low, high) and (
-                region.free_stubs or region.cursor + self._stub_bytes <= region.end
+                region.free_stubs or region.cursor + self._stub_bytes <= region.stubs_end
             ):
                 return region
+        return self._new_region(low, high, stubs)
+
+    def _new_region(self, low: int, high: int, stubs: int) -> CodeRegion:
         size = max(_REGION_BYTES, self._runtime_bytes + stubs * self._stub_bytes)
         size = -(-size // PAGE) * PAGE
         base = self._free.find(
@@ -141,9 +154,52 @@ class CodeLayout:
         region.cursor += self._stub_bytes
         return at
 
+    def region_of(self, address: int) -> CodeRegion:
+        """The region that an address of a stub lies in."""
+        return next(one for one in self.regions if one.base <= address < one.end)
+
     def give_back_stub(self, region: CodeRegion, stub: int) -> None:
         """Return a stub that was never reachable."""
         region.free_stubs.append(stub)
+
+    def place_by_low_byte(self, low: int, high: int, low_byte: int, size: int) -> int:
+        """`size` bytes in reach of code in [low, high), at an address that ends in a
+        given byte: where a jump leads whose displacement must have such a byte.
+
+        Raises:
+            RefusedError: No address is free there.
+        """
+        for region in self.regions:
+            if not self._reaches(region.base, region.end, low, high):
+                continue
+            key = (region.base, low_byte)
+            for at in range(self._next_in_yard.get(key, 0), _YARD // 256 * len(region.yards)):
+                start = region.yards[at // (_YARD // 256)] + at % (_YARD // 256) * 256 + low_byte
+                if self._take_in_yard(region, start, size):
+                    self._next_in_yard[key] = at + 1
+                    return start
+        # Stubs come first in a region, yards last: both grow until they meet.
+        for region in self.regions:
+            if self._reaches(region.base, region.end, low, high) and self._add_yard(region):
+                return self.place_by_low_byte(low, high, low_byte, size)
+        self._add_yard(self._new_region(low, high, 1))
+        return self.place_by_low_byte(low, high, low_byte, size)
+
+    def _take_in_yard(self, region: CodeRegion, start: int, size: int) -> bool:
+        addresses = range(start, start + size)
+        if start // _YARD != (start + size - 1) // _YARD:
+            return False
+        if any(address in self._in_yards for address in addresses):
+            return False
+        self._in_yards.update(addresses)
+        return True
+
+    def _add_yard(self, region: CodeRegion) -> bool:
+        start = (region.yards[-1] if region.yards else region.end) - _YARD
+        if start < region.cursor or start < region.base + self._runtime_bytes:
+            return False
+        region.yards.append(start)
+        return True
 
     def _reaches(self, start: int, end: int, low: int, high: int) -> bool:
         return max(end, high) - min(start, low) < self._reach

@@ -49,6 +49,8 @@ class Phase(IntEnum):
     PATCHING = 1
     PATCHED = 2
     RESTORING = 3
+    # The head is as it was; the tail, which nothing leads to, is not yet.
+    PARKED = 4
 
 
 @dataclass(frozen=True, slots=True)

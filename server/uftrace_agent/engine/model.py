@@ -27,6 +27,18 @@ class Writer(IntEnum):
     STOP = 4
 
 
+class SiteKind(IntEnum):
+    """What a compiler left in a function for those who trace it."""
+
+    PLAIN = 1
+    MCOUNT_CALL = 2
+    FENTRY_CALL = 3
+    FENTRY_NOP = 4
+    PROFILE_CALLS = 5
+    PATCHABLE_NOPS = 6
+    SLEDS = 7
+
+
 class Refusal(IntEnum):
     """Why a function is not patched, or (the last block) only at its entry."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from uftrace_agent.engine.annex import Annex
@@ -13,6 +13,7 @@ from uftrace_agent.engine.layout import CodeLayout
 from uftrace_agent.engine.manifest import Entry, Manifest, Phase
 from uftrace_agent.engine.model import Refusal, Status, Writer
 from uftrace_agent.engine.native import scratch_layout
+from uftrace_agent.engine.neighbours import other_tracer
 from uftrace_agent.engine.planner import Planned, Planner
 from uftrace_agent.engine.program import Program, ProgramFunction
 from uftrace_agent.engine.report import (
@@ -22,27 +23,21 @@ from uftrace_agent.engine.report import (
     SiteOutcome,
 )
 from uftrace_agent.engine.site import CodeWrite, Patch, SitePlan
+from uftrace_agent.engine.site_writer import DONE, Changed, SiteChange, SiteWriter
 from uftrace_agent.engine.tracepoint import Tracepoint
+from uftrace_agent.engine.trap_writer import TrapWriter
 from uftrace_agent.engine.unwinder import UnwinderHooks, find_unwinders
-from uftrace_agent.engine.writer import (
-    FrameRepair,
-    Pauses,
-    StopOrder,
-    write_running,
-    write_stopped,
-)
+from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
+from uftrace_agent.engine.writer_choice import WriterChoice, most_intrusive, writer_fits
 from uftrace_agent.errors import AgentError, BusyTargetError
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.runtime.host_library import SiteStatus
 from uftrace_agent.runtime.layout import ID_MAX, THUNK_SPAN
 
-_DONE: Final = (SiteStatus.WRITTEN, SiteStatus.ALREADY)
 _TOO_LATE: Final = (
     "the threads did not stop in time; nothing was changed: try again, or give a longer deadline"
-)
-_FOREIGN: Final = (
-    "its bytes are not those of the file: a debugger, a uprobe or another tracer is there"
 )
 
 
@@ -64,8 +59,12 @@ class PatchEngine:
         self._manifest = manifest
         self._architecture = architecture
         self._has_shadow_stack = has_shadow_stack
-        self._hooks = UnwinderHooks(memory, annex, manifest, architecture)
+        self._traps = TrapWriter(memory, annex)
+        self._writer = SiteWriter(memory, self._traps)
+        self._hooks = UnwinderHooks(memory, annex, manifest, architecture, self._writer)
         self.tracepoints: dict[int, Tracepoint] = {}
+        # Sites whose tails are not set back yet, by their entry in the journal.
+        self._parked: dict[int, tuple[SitePlan, int]] = {}
         self._next_id = 1
 
     # -- enabling ----------------------------------------------------------
@@ -92,15 +91,24 @@ class PatchEngine:
         if not (options.dry_run or options.plan.entry_only):
             # Before the first return address is replaced, every unwinder in the
             # process must be able to see through the thunks (H39).
-            self._hooks.install(self._program.modules, report.pauses)
-        parked, planned, layout = self._plan(functions, options, report)
+            hooking = self._choice(Writer.AUTO)
+            self._hooks.install(self._program.modules, hooking, report.pauses)
+        choice = self._choice(options.plan.writer)
+        parked, planned, layout = self._plan(functions, options, choice, report)
         report.plan_ns = time.monotonic_ns() - started
         if options.dry_run or (options.all_or_nothing and report.has_refusal()):
             self._abandon(planned, layout)
             report.outcomes += [
-                SiteOutcome(t.function, Status.NOT_ENABLED, t.function_id, t.plan, t.plan.writer)
+                SiteOutcome(
+                    t.function,
+                    Status.NOT_ENABLED,
+                    t.function_id,
+                    t.plan,
+                    choice.of_function(t.function, t.plan),
+                )
                 for t in (*parked, *planned)
             ]
+            report.writer_detail = choice.detail
             return report
         try:
             new = self._prepare(planned, layout, report)
@@ -114,18 +122,28 @@ class PatchEngine:
             ]
             return report
         announce(new)
-        self._write(parked + new, options, report)
+        self._write(parked + new, options, choice, report)
+        report.pauses.merge(self._annex.caller.take_pauses())
         return report
 
+    def _choice(self, asked: Writer) -> WriterChoice:
+        return WriterChoice(self._memory.pid, self._program.modules, asked)
+
     def _plan(
-        self, functions: Sequence[ProgramFunction], options: EngineOptions, report: EngineReport
+        self,
+        functions: Sequence[ProgramFunction],
+        options: EngineOptions,
+        choice: WriterChoice,
+        report: EngineReport,
     ) -> tuple[list[Tracepoint], list[Tracepoint], CodeLayout]:
         parked: list[Tracepoint] = []
         unknown: list[ProgramFunction] = []
         self._forget_unloaded()
         for function in functions:
             known = self.tracepoints.get(function.address)
-            if known is None:
+            if refused := choice.refusal(function):
+                report.outcomes.append(refused)
+            elif known is None:
                 unknown.append(function)
             elif known.enabled and self._is_in_place(known.plan.head):
                 report.outcomes.append(
@@ -137,7 +155,7 @@ class PatchEngine:
                         detail=f"enabled by {known.owner}" if known.owner else "",
                     )
                 )
-            elif known.entry_only != options.plan.entry_only or not _writer_fits(
+            elif known.entry_only != options.plan.entry_only or not writer_fits(
                 known.plan, options.plan.writer
             ):
                 # Its trampoline may still be in use: a second one cannot take
@@ -163,20 +181,20 @@ class PatchEngine:
             layout,
             self.process_traits(),
             frozenset(self._hooks.addresses),
+            self._memory,
+            other_tracer(self._program.modules),
         )
-        room = max(ID_MAX - self._next_id, 0)
+        # A function with events has up to two ids more.
+        room = max((ID_MAX - self._next_id) // 3, 0)
         outcomes = planner.plan(unknown[:room], self._next_id, options.plan)
         planned: list[Tracepoint] = []
-        for offset, outcome in enumerate(outcomes):
+        for outcome in outcomes:
             if outcome.plan is None:
                 report.outcomes.append(_refused(outcome))
                 continue
             planned.append(
                 Tracepoint(
-                    self._next_id + offset,
-                    outcome.function,
-                    outcome.plan,
-                    options.plan.entry_only,
+                    outcome.function_id, outcome.function, outcome.plan, options.plan.entry_only
                 )
             )
         report.outcomes += [
@@ -184,7 +202,7 @@ class PatchEngine:
             for f in unknown[room:]
         ]
         if not options.dry_run:
-            self._next_id += len(outcomes)
+            self._next_id = planner.next_id
         return parked, planned, layout
 
     # A module that was unloaded and loaded again at the same place is the file's.
@@ -199,6 +217,8 @@ class PatchEngine:
             if id(tracepoint.function.module) in present:
                 continue
             self._journal([tracepoint], Phase.FREE)
+            for index, _ in tracepoint.journal_rows():
+                self._parked.pop(index, None)
             self._annex.layout.release(tracepoint.plan.patches())
             del self.tracepoints[address]
 
@@ -213,11 +233,11 @@ class PatchEngine:
     # Give back what plans that are not carried out had reserved.
     def _abandon(self, planned: Iterable[Tracepoint], layout: CodeLayout) -> None:
         for tracepoint in planned:
-            plan = tracepoint.plan
-            layout.release(plan.patches())
-            for write in plan.writes:
-                if write.address == plan.landing:
-                    layout.give_back_landing(write.address, len(write.code))
+            layout.release(tracepoint.plan.patches())
+            for site in tracepoint.plan.sites():
+                for write in site.writes:
+                    if write.address == site.landing:
+                        layout.give_back_landing(write.address, len(write.code))
 
     # Everything that no thread can see yet: memory, stubs, landings, journal.
     def _prepare(
@@ -226,7 +246,7 @@ class PatchEngine:
         failed = [(m.start, m.start + m.size) for m in self._annex.map_pending()]
         ready: list[Tracepoint] = []
         for tracepoint in planned:
-            if _any_inside(tracepoint.plan.writes, failed):
+            if _any_inside(tracepoint.plan.all_writes(), failed):
                 self._abandon([tracepoint], layout)
                 report.outcomes.append(
                     SiteOutcome(
@@ -240,40 +260,39 @@ class PatchEngine:
                 continue
             ready.append(tracepoint)
             self.tracepoints[tracepoint.function.address] = tracepoint
-        self._annex.write_code(write for tracepoint in ready for write in tracepoint.plan.writes)
-        first = self._manifest.reserve(len(ready))
-        for index, tracepoint in enumerate(ready):
-            tracepoint.journal_index = first + index
+        self._annex.write_code(write for t in ready for write in t.plan.all_writes())
+        index = self._manifest.reserve(sum(len(t.plan.sites()) for t in ready))
+        for tracepoint in ready:
+            tracepoint.journal_index = index
+            index += len(tracepoint.plan.sites())
         return ready
 
     def _write(
-        self, tracepoints: list[Tracepoint], options: EngineOptions, report: EngineReport
+        self,
+        tracepoints: list[Tracepoint],
+        options: EngineOptions,
+        choice: WriterChoice,
+        report: EngineReport,
     ) -> None:
         if not tracepoints:
             return
         self._journal(tracepoints, Phase.PATCHING)
         self._annex.enable(True)
-        tails = [t.plan.tail for t in tracepoints if t.plan.tail is not None]
-        if tails:
-            write_running(self._memory, tails)
-        running = [t for t in tracepoints if _writer_of(t.plan, options.plan.writer) is Writer.BYTE]
-        stopped = [t for t in tracepoints if _writer_of(t.plan, options.plan.writer) is Writer.STOP]
-        results: dict[int, SiteStatus] = {}
-        timed_out = False
-        if running:
-            statuses = write_running(self._memory, [t.plan.head for t in running])
-            results.update(zip((t.function_id for t in running), statuses, strict=True))
-        if stopped:
-            order = StopOrder([t.plan.head for t in stopped], options.stop_deadline_ns)
-            try:
-                statuses, _ = write_stopped(self._memory, order, report.pauses)
-                results.update(zip((t.function_id for t in stopped), statuses, strict=True))
-            except BusyTargetError:
-                timed_out = True
-        done = [t for t in tracepoints if results.get(t.function_id) in _DONE]
-        not_done = [t for t in tracepoints if results.get(t.function_id) not in _DONE]
-        self._keep(done, options, report)
-        self._take_back(not_done, results, timed_out, report)
+        changed, spans = self._change(tracepoints, options, choice, report, restores=False)
+        done: list[Tracepoint] = []
+        not_done: list[Tracepoint] = []
+        for tracepoint, span in zip(tracepoints, spans, strict=True):
+            whole = all(status in DONE for status in changed.statuses[span])
+            (done if whole else not_done).append(tracepoint)
+            for index, _ in tracepoint.journal_rows():
+                self._parked.pop(index, None)
+            if whole:
+                self._keep(tracepoint, most_intrusive(changed.writers[span]), options, report)
+            else:
+                self._take_back(tracepoint, changed.statuses[span], report)
+        self._journal(done, Phase.PATCHED)
+        self._journal(not_done, Phase.FREE)
+        report.writer_detail = choice.detail or "; ".join(changed.notes)
         if options.all_or_nothing and not_done:
             self.disable([t.function.address for t in done], options, report)
             report.outcomes = [
@@ -284,52 +303,82 @@ class PatchEngine:
                 if o.status is not Status.ENABLED
             ]
 
-    def _keep(
-        self, done: Sequence[Tracepoint], options: EngineOptions, report: EngineReport
-    ) -> None:
-        now = time.time_ns()
-        for tracepoint in done:
-            tracepoint.enabled = True
-            tracepoint.conflicting = False
-            tracepoint.owner = options.owner
-            tracepoint.enabled_unix_ns = now
-            writer = _writer_of(tracepoint.plan, options.plan.writer)
-            report.outcomes.append(
-                SiteOutcome(
-                    tracepoint.function,
-                    Status.ENABLED,
-                    tracepoint.function_id,
-                    tracepoint.plan,
-                    writer,
-                    detail=tracepoint.plan.detail,
-                )
-            )
-        self._journal(done, Phase.PATCHED)
+    # Change all sites of tracepoints; the slice of each one's results comes with them.
+    def _change(
+        self,
+        tracepoints: Sequence[Tracepoint],
+        options: EngineOptions,
+        choice: WriterChoice,
+        report: EngineReport,
+        *,
+        restores: bool,
+    ) -> tuple[Changed, list[slice]]:
+        changes: list[SiteChange] = []
+        spans: list[slice] = []
+        for tracepoint in tracepoints:
+            first = len(changes)
+            for site in tracepoint.plan.sites():
+                writer = choice.of_site(tracepoint.function, site)
+                changes.append(SiteChange(site, writer, restores))
+            spans.append(slice(first, len(changes)))
+        changed = self._writer.change(
+            changes,
+            options.stop_deadline_ns,
+            report.pauses,
+            may_stop=options.plan.writer is not Writer.TRAP,
+        )
+        return changed, spans
 
+    def _keep(
+        self, tracepoint: Tracepoint, writer: Writer, options: EngineOptions, report: EngineReport
+    ) -> None:
+        tracepoint.enabled = True
+        tracepoint.conflicting = False
+        tracepoint.owner = options.owner
+        tracepoint.enabled_unix_ns = time.time_ns()
+        report.outcomes.append(
+            SiteOutcome(
+                tracepoint.function,
+                Status.ENABLED,
+                tracepoint.function_id,
+                tracepoint.plan,
+                writer,
+                detail=tracepoint.plan.detail,
+            )
+        )
+
+    # A function some of whose sites could not be changed: the others go back.
     def _take_back(
         self,
-        not_done: Sequence[Tracepoint],
-        results: Mapping[int, SiteStatus],
-        timed_out: bool,
+        tracepoint: Tracepoint,
+        statuses: Sequence[SiteStatus | None],
         report: EngineReport,
     ) -> None:
-        tails = [t.plan.tail.reversed() for t in not_done if t.plan.tail is not None]
-        write_running(self._memory, tails)
-        self._journal(not_done, Phase.FREE)
-        for tracepoint in not_done:
-            late = timed_out and tracepoint.function_id not in results
-            report.outcomes.append(
-                SiteOutcome(
-                    tracepoint.function,
-                    Status.REFUSED,
-                    refusal=Refusal.STOP_TIMED_OUT if late else Refusal.FOREIGN_PATCH,
-                    detail=_TOO_LATE if late else _FOREIGN,
-                )
-            )
+        changed = [
+            SiteChange(site, Writer.STOP, restores=True)
+            for site, status in zip(tracepoint.plan.sites(), statuses, strict=True)
+            if status in DONE
+        ]
+        if changed:
+            self._writer.change(changed, DEFAULT_STOP_DEADLINE_NS, report.pauses)
+        late = None in statuses
+        refusal, detail = Refusal.STOP_TIMED_OUT, _TOO_LATE
+        if not late:
+            refusal = Refusal.FOREIGN_PATCH
+            head = tracepoint.plan.head
+            live = self._memory.read_some(head.address, len(head.expected))
+            detail = self._architecture.name_foreign_patch(head.expected, live)
+        report.outcomes.append(
+            SiteOutcome(tracepoint.function, Status.REFUSED, refusal=refusal, detail=detail)
+        )
 
     def _journal(self, tracepoints: Sequence[Tracepoint], phase: Phase) -> None:
         self._manifest.write(
-            [(t.journal_index, Entry.of(t.plan, t.function_id, phase)) for t in tracepoints]
+            [
+                (index, Entry.of(site, t.function_id, phase))
+                for t in tracepoints
+                for index, site in t.journal_rows()
+            ]
         )
 
     def modules_changed(self) -> None:
@@ -342,7 +391,8 @@ class PatchEngine:
         """
         if any(t.enabled and t.plan.has_exit for t in self.tracepoints.values()):
             self._program.refresh()
-            self._hooks.install(self._program.modules, Pauses())
+            choice = self._choice(Writer.AUTO)
+            self._hooks.install(self._program.modules, choice, Pauses())
 
     # -- disabling ---------------------------------------------------------
 
@@ -363,56 +413,45 @@ class PatchEngine:
             for t in chosen
             if not t.enabled
         ]
+        if not enabled:
+            return
+        choice = self._choice(options.plan.writer)
         self._journal(enabled, Phase.RESTORING)
-        running = [t for t in enabled if _writer_of(t.plan, options.plan.writer) is Writer.BYTE]
-        stopped = [t for t in enabled if _writer_of(t.plan, options.plan.writer) is Writer.STOP]
-        if running:
-            heads = [t.plan.head.reversed() for t in running]
-            self._finish_disable(running, write_running(self._memory, heads), report)
-        if stopped:
-            order = StopOrder([t.plan.head.reversed() for t in stopped], options.stop_deadline_ns)
-            try:
-                statuses, _ = write_stopped(self._memory, order, report.pauses)
-            except BusyTargetError:
-                self._journal(stopped, Phase.PATCHED)
-                raise
-            self._finish_disable(stopped, statuses, report)
-
-    def _finish_disable(
-        self,
-        tracepoints: Sequence[Tracepoint],
-        statuses: Sequence[SiteStatus],
-        report: EngineReport,
-    ) -> None:
+        changed, spans = self._change(enabled, options, choice, report, restores=True)
+        late: list[Tracepoint] = []
         restored: list[Tracepoint] = []
-        for tracepoint, status in zip(tracepoints, statuses, strict=True):
+        for tracepoint, span in zip(enabled, spans, strict=True):
+            statuses = changed.statuses[span]
+            if None in statuses:
+                late.append(tracepoint)
+                continue
             tracepoint.enabled = False
-            if status in _DONE:
+            tracepoint.conflicting = not all(status in DONE for status in statuses)
+            if not tracepoint.conflicting:
                 restored.append(tracepoint)
-                report.outcomes.append(
-                    SiteOutcome(
-                        tracepoint.function,
-                        Status.DISABLED,
-                        tracepoint.function_id,
-                        tracepoint.plan,
-                    )
-                )
-            else:
-                tracepoint.conflicting = True
-                report.outcomes.append(
-                    SiteOutcome(
-                        tracepoint.function,
-                        Status.CONFLICT,
-                        tracepoint.function_id,
-                        tracepoint.plan,
-                        refusal=Refusal.FOREIGN_PATCH,
-                        detail="somebody else changed the site since: it was left alone",
-                    )
-                )
-        tails = [t.plan.tail.reversed() for t in restored if t.plan.tail is not None]
-        if tails:
-            write_running(self._memory, tails)
+            writer = most_intrusive(changed.writers[span])
+            report.outcomes.append(_disabled(tracepoint, writer))
+        self._journal(late, Phase.PATCHED)
         self._journal(restored, Phase.FREE)
+        self._park(changed.parked, restored)
+        report.writer_detail = choice.detail or "; ".join(changed.notes)
+        report.pauses.merge(self._annex.caller.take_pauses())
+        if late:
+            raise BusyTargetError(
+                f"process {self._memory.pid} did not reach a safe point in time; "
+                f"{len(late)} functions stay enabled: {'; '.join(changed.notes)}",
+                hint="try again",
+            )
+
+    # Tails that nothing leads to any more, but that a thread may still be about to run.
+    def _park(self, plans: Sequence[SitePlan], tracepoints: Sequence[Tracepoint]) -> None:
+        waiting = set(map(id, plans))
+        for tracepoint in tracepoints:
+            for index, site in tracepoint.journal_rows():
+                if id(site) in waiting:
+                    self._parked[index] = (site, tracepoint.function_id)
+                    entry = Entry.of(site, tracepoint.function_id, Phase.PARKED)
+                    self._manifest.write([(index, entry)])
 
     # -- leaving -----------------------------------------------------------
 
@@ -435,32 +474,74 @@ class PatchEngine:
         heads = self._hooks.ways_back()
         if not self.tracepoints and not heads:
             return report
+        self._traps.finish(10 * deadline_ns, report.pauses)
         repair = FrameRepair(self._annex.thunks, THUNK_SPAN, self._annex.read_slots())
-        order = StopOrder(heads, deadline_ns, self._annex.code_ranges, repair)
-        try:
-            _, report.frames = write_stopped(self._memory, order, report.pauses)
-        except BusyTargetError:
-            # Some thread never leaves our code (starved, or stopped in it):
-            # that is no danger, since the code stays.
-            order = StopOrder(heads, 10 * deadline_ns, (), repair)
-            _, report.frames = write_stopped(self._memory, order, report.pauses)
+        code = self._annex.code_ranges
+        plans = [plan for plan, _ in self._parked.values()]
+        tails = [plan.tail.reversed() for plan in plans if plan.tail is not None]
+        spans = [(tail.address, tail.end) for tail in tails]
+        orders = [
+            StopOrder(
+                [*heads, *tails], deadline_ns, sorted([*code, *spans]), repair, watched=spans
+            ),
+            # Some thread never leaves our code (starved, or stopped in it): that is no
+            # danger, since the code stays.
+            StopOrder([*heads, *tails], 10 * deadline_ns, spans, repair, watched=spans),
+        ]
+        if tails:
+            # Some stack holds an address in padding: then that stays as it is.
+            orders.append(StopOrder(heads, 10 * deadline_ns, (), repair))
+        statuses, report.frames = self._stop(orders, report.pauses)
+        if len(statuses) > len(heads):
+            self._manifest.write(
+                [
+                    (index, Entry.of(plan, function_id, Phase.FREE))
+                    for index, (plan, function_id) in self._parked.items()
+                ]
+            )
+            self._parked.clear()
         self._hooks.removed()
+        report.pauses.merge(self._annex.caller.take_pauses())
         return report
+
+    # The first of the orders that succeeds.
+    def _stop(self, orders: Sequence[StopOrder], pauses: Pauses) -> tuple[list[SiteStatus], int]:
+        for order in orders[:-1]:
+            try:
+                return write_stopped(self._memory, order, pauses)
+            except BusyTargetError:
+                continue
+        return write_stopped(self._memory, orders[-1], pauses)
 
 
 def _refused(planned: Planned) -> SiteOutcome:
     return SiteOutcome(
-        planned.function, Status.REFUSED, refusal=planned.refusal, detail=planned.detail
+        planned.function,
+        Status.REFUSED,
+        refusal=planned.refusal,
+        detail=planned.detail,
+        kind=planned.kind,
+    )
+
+
+def _disabled(tracepoint: Tracepoint, writer: Writer) -> SiteOutcome:
+    if not tracepoint.conflicting:
+        return SiteOutcome(
+            tracepoint.function,
+            Status.DISABLED,
+            tracepoint.function_id,
+            tracepoint.plan,
+            writer,
+        )
+    return SiteOutcome(
+        tracepoint.function,
+        Status.CONFLICT,
+        tracepoint.function_id,
+        tracepoint.plan,
+        refusal=Refusal.FOREIGN_PATCH,
+        detail="somebody else changed the site since: it was left alone",
     )
 
 
 def _any_inside(writes: Sequence[CodeWrite], ranges: Sequence[tuple[int, int]]) -> bool:
     return any(start <= write.address < end for write in writes for start, end in ranges)
-
-
-def _writer_of(plan: SitePlan, asked: Writer) -> Writer:
-    return Writer.STOP if asked is Writer.STOP else plan.writer
-
-
-def _writer_fits(plan: SitePlan, asked: Writer) -> bool:
-    return asked is not Writer.BYTE or plan.writer is Writer.BYTE

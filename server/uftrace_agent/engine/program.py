@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uftrace_agent.engine.architecture import ModuleSpan
 from uftrace_agent.engine.exit_rules import FunctionTraits
-from uftrace_agent.engine.model import Refusal, RefusedError
-from uftrace_agent.engine.site import FunctionCode, Gap
+from uftrace_agent.engine.model import Refusal, RefusedError, SiteKind
+from uftrace_agent.engine.site import FunctionCode, Gap, LiveSled
 from uftrace_agent.errors import NoSuchFunctionError, TargetGoneError, UnsupportedTargetError
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.symbols import (
@@ -33,7 +34,22 @@ from uftrace_agent.symbols.suggest import suggest
 _CODE_BYTES: Final = 64
 _LONGEST_GAP: Final = 64
 _LONGEST_BEFORE: Final = 8192
-_PROFILERS: Final = ("__fentry__", "mcount", "_mcount")
+# The most of a sled that is looked at, with the instruction behind it.
+_SLED_BYTES: Final = 40
+_LONGEST_BODY: Final = 1 << 20
+_PROFILERS: Final = (
+    "__fentry__",
+    "mcount",
+    "_mcount",
+    "__cyg_profile_func_enter",
+    "__cyg_profile_func_exit",
+)
+
+
+# The last of sorted addresses that is not above `address`; -1 where there is none.
+def _last_up_to(addresses: NDArray[np.uint64], address: int) -> int:
+    at = int(np.searchsorted(addresses, np.uint64(address), side="right"))
+    return int(addresses[at - 1]) if at else -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +93,7 @@ class ModuleView:
     def _profiled(self) -> Mapping[int, str]:
         bias = self.loaded.load_bias
         found = {
-            slot + bias: name.lstrip("_") if name != "__fentry__" else name
+            slot + bias: "mcount" if "mcount" in name else name
             for slot, name in self.image.got_slots.items()
             if name in _PROFILERS
         }
@@ -157,7 +173,43 @@ class ModuleView:
             next_entry=int(table.address[index + 1]) + self.loaded.load_bias
             if index + 1 < len(table)
             else 0,
+            kind=self._kind(index),
+            sleds=self._sleds(address),
+            body=lambda: self._body(index),
         )
+
+    def _kind(self, index: int) -> SiteKind:
+        table = self.image.functions
+        address = int(table.address[index])
+        if self.image.sleds.of_function(address):
+            return SiteKind.SLEDS
+        # Behind endbr64, if there is one: patchable nops begin there.
+        for start in (address, address + 4):
+            if _last_up_to(self.image.mcount_loc, start) == start:
+                return SiteKind.FENTRY_NOP
+        # Of -fpatchable-function-entry=N,M the first M lie before the entry.
+        before = 0
+        if index:
+            before = int(table.address[index - 1]) + max(int(table.size[index - 1]), 1)
+        if before <= _last_up_to(self.image.patchable_sites, address + 4) != -1:
+            return SiteKind.PATCHABLE_NOPS
+        return SiteKind.PLAIN
+
+    def _sleds(self, address: int) -> tuple[LiveSled, ...]:
+        return tuple(
+            LiveSled(
+                sled.address + self.loaded.load_bias,
+                sled.kind,
+                self.image.text_bytes(sled.address, _SLED_BYTES),
+            )
+            for sled in self.image.sleds.of_function(address)
+        )
+
+    def _body(self, index: int) -> bytes:
+        size = int(self.image.functions.size[index])
+        if not 0 < size <= _LONGEST_BODY:
+            return b""
+        return self.image.text_bytes(int(self.image.functions.address[index]), size)
 
     def _gaps(self, index: int) -> Iterator[Gap]:
         table = self.image.functions
@@ -183,7 +235,7 @@ class Program:
     """
 
     def __init__(self, memory: ProcessMemory, images: ImageCache) -> None:
-        self._memory = memory
+        self.memory = memory
         self._images = images
         self._views: dict[tuple[int, int, int], ModuleView] = {}
         self.modules: list[ModuleView] = []
@@ -196,14 +248,14 @@ class Program:
         Raises:
             TargetGoneError: The process is gone.
         """
-        proc = f"/proc/{self._memory.pid}"
+        proc = f"/proc/{self.memory.pid}"
         try:
             maps = Path(proc, "maps").read_text(errors="surrogateescape")
         except (FileNotFoundError, ProcessLookupError) as error:
-            raise TargetGoneError(f"process {self._memory.pid} is gone") from error
+            raise TargetGoneError(f"process {self.memory.pid} is gone") from error
         if not maps:
-            raise TargetGoneError(f"process {self._memory.pid} has ended")
-        self.listing = list_modules(maps, proc, self._memory.read)
+            raise TargetGoneError(f"process {self.memory.pid} has ended")
+        self.listing = list_modules(maps, proc, self.memory.read)
         self.modules = []
         self.unreadable = []
         for loaded in self.listing.modules:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from uftrace_agent.engine.model import Refusal, Status, Writer
+from uftrace_agent.engine.model import Refusal, SiteKind, Status, Writer
 from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.engine.program import ProgramFunction
 from uftrace_agent.engine.site import SitePlan
-from uftrace_agent.engine.writer import Pauses
+from uftrace_agent.process.pauses import Pauses
 
 DEFAULT_STOP_DEADLINE_NS: Final = 200_000_000
 
@@ -36,16 +36,26 @@ class SiteOutcome:
     writer: Writer | None = None
     refusal: Refusal | None = None
     detail: str = ""
+    kind: SiteKind | None = None
 
 
 @dataclass(slots=True)
 class EngineReport:
-    """What became of a request; times in nanoseconds."""
+    """What became of a request; times in nanoseconds.
+
+    Attributes:
+        outcomes: One a function.
+        pauses: How long which thread stood still.
+        plan_ns: Time for planning.
+        frames: Return addresses on stacks that were set back.
+        writer_detail: Why sites had to be changed by `stop`; empty where none had.
+    """
 
     outcomes: list[SiteOutcome]
     pauses: Pauses = field(default_factory=Pauses)
     plan_ns: int = 0
     frames: int = 0
+    writer_detail: str = ""
 
     def has_refusal(self) -> bool:
         """Whether some function was refused."""

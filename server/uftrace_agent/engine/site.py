@@ -7,7 +7,25 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-from uftrace_agent.engine.model import Form, Refusal, Writer
+from uftrace_agent.engine.model import Form, Refusal, SiteKind, Writer
+from uftrace_agent.symbols.xray_sleds import SledKind
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSled:
+    """One of XRay's sleds: live address, original bytes of it and of what follows."""
+
+    address: int
+    kind: SledKind
+    code: bytes
+
+
+class Role(IntEnum):
+    """What passing a site means."""
+
+    ENTRY = 0
+    EXIT = 1
+    EVENT = 2
 
 
 class ProbeKind(IntEnum):
@@ -87,6 +105,9 @@ class FunctionCode:
         gaps: Makes the gaps near the function.
         text: The module's code; None where it is not known.
         next_entry: Where the next function begins; 0 where none is known.
+        kind: What the compiler left in it.
+        sleds: Its sleds, by rising address.
+        body: Makes its code as a whole; empty where its size is not known.
     """
 
     address: int
@@ -96,24 +117,36 @@ class FunctionCode:
     gaps: Callable[[], Sequence[Gap]] = tuple
     text: ModuleText | None = None
     next_entry: int = 0
+    kind: SiteKind = SiteKind.PLAIN
+    sleds: tuple[LiveSled, ...] = ()
+    body: Callable[[], bytes] = bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SitePlan:
-    """How one function will be patched.
+    """How one site will be patched; that of a function's entry stands for the function.
 
     Attributes:
         function: Live entry address of the function.
         form: What the site will look like.
-        writer: Who can make the change (BYTE or STOP).
+        writer: Who can make the change: BYTE, or STOP (then TRAP can too, but
+            for `multi`).
         head: The site itself.
-        tail: Unreachable bytes that change before it (padding of `hop`).
+        tail: Bytes that change before it, and that nothing executes meanwhile.
         stub: Address of the stub.
         writes: Stub and landing code.
         probe: Where the return address is found.
         has_exit: Whether the exit is traced too.
         exit_refusal: Why not.
         detail: What stood against cheaper forms.
+        kind: What the compiler left in the function.
+        role: What passing the site means.
+        record_id: The function id that its records carry.
+        label: What an event is called.
+        is_call: Whether the patched instruction calls its stub.
+        moves: (address in the program, address in the stub) of instructions
+            that are displaced together; the first one's is the site's own.
+        others: The function's other sites.
     """
 
     function: int
@@ -127,12 +160,30 @@ class SitePlan:
     has_exit: bool
     exit_refusal: Refusal | None = None
     detail: str = ""
+    kind: SiteKind = SiteKind.PLAIN
+    role: Role = Role.ENTRY
+    record_id: int = 0
+    label: str = ""
+    is_call: bool = False
+    moves: tuple[tuple[int, int], ...] = ()
+    others: tuple[SitePlan, ...] = ()
 
     @property
     def landing(self) -> int:
         """Where a punned jump leads; 0 for the other forms."""
-        return self.writes[1].address if len(self.writes) > 1 else 0
+        return self.writes[1].address if self.form is Form.PUN and len(self.writes) > 1 else 0
+
+    def sites(self) -> tuple[SitePlan, ...]:
+        """All sites of the function: in this order they are enabled, so that no exit
+        is missed whose entry was seen, and in the reverse one disabled."""
+        return (*self.others, self)
+
+    def all_writes(self) -> tuple[CodeWrite, ...]:
+        """The code that all its sites need."""
+        return tuple(write for site in self.sites() for write in site.writes)
 
     def patches(self) -> tuple[Patch, ...]:
         """All spans of program bytes that change."""
-        return (self.head,) if self.tail is None else (self.head, self.tail)
+        return tuple(
+            patch for site in self.sites() for patch in (site.head, site.tail) if patch is not None
+        )

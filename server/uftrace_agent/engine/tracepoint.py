@@ -17,7 +17,7 @@ class Tracepoint:
         function: The function.
         plan: How it is patched.
         entry_only: Whether only its entry was asked for.
-        journal_index: Its entry in the manifest.
+        journal_index: Its first entry in the manifest; one follows for each other site.
         enabled: Whether its site is changed now.
         conflicting: Somebody else changed the site while it was enabled.
         owner: Who enabled it.
@@ -33,3 +33,7 @@ class Tracepoint:
     conflicting: bool = False
     owner: str = ""
     enabled_unix_ns: int = 0
+
+    def journal_rows(self) -> list[tuple[int, SitePlan]]:
+        """Its sites, with their indices in the manifest."""
+        return [(self.journal_index + i, site) for i, site in enumerate(self.plan.sites())]

@@ -9,13 +9,16 @@ from typing import Final
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.manifest import Entry, Manifest, Phase
-from uftrace_agent.engine.model import RefusedError, Writer
-from uftrace_agent.engine.program import ModuleView
+from uftrace_agent.engine.model import RefusedError
+from uftrace_agent.engine.program import ModuleView, ProgramFunction
 from uftrace_agent.engine.site import Patch, SitePlan
-from uftrace_agent.engine.writer import Pauses, StopOrder, write_running, write_stopped
+from uftrace_agent.engine.site_writer import DONE, SiteChange, SiteWriter
+from uftrace_agent.engine.writer import write_running
+from uftrace_agent.engine.writer_choice import WriterChoice
+from uftrace_agent.errors import BusyTargetError
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.memory import ProcessMemory
-from uftrace_agent.runtime.host_library import SiteStatus
+from uftrace_agent.process.pauses import Pauses
 
 _STOP_DEADLINE_NS: Final = 1_000_000_000
 
@@ -94,8 +97,10 @@ class UnwinderHooks:
         annex: Annex,
         manifest: Manifest,
         architecture: Architecture,
+        writer: SiteWriter,
     ) -> None:
         self._memory = memory
+        self._writer = writer
         self._annex = annex
         self._manifest = manifest
         self._architecture = architecture
@@ -112,7 +117,7 @@ class UnwinderHooks:
         """Whether there is an unwinder that could not be hooked."""
         return bool(self._failed)
 
-    def install(self, modules: Iterable[ModuleView], pauses: Pauses) -> None:
+    def install(self, modules: Iterable[ModuleView], choice: WriterChoice, pauses: Pauses) -> None:
         """Hook every unwinder that is not hooked yet.
 
         Raises:
@@ -124,7 +129,7 @@ class UnwinderHooks:
             if unwinder.address in known:
                 continue
             plan = self._prepare(unwinder)
-            if plan is None or not self._write(unwinder, plan, pauses):
+            if plan is None or not self._write(unwinder, plan, choice, pauses):
                 self._failed.add(unwinder.address)
 
     def _prepare(self, unwinder: Unwinder) -> SitePlan | None:
@@ -141,19 +146,22 @@ class UnwinderHooks:
         self._annex.write_code(plan.writes)
         return plan
 
-    def _write(self, unwinder: Unwinder, plan: SitePlan, pauses: Pauses) -> bool:
+    def _write(
+        self, unwinder: Unwinder, plan: SitePlan, choice: WriterChoice, pauses: Pauses
+    ) -> bool:
         index = self._manifest.reserve(1)
         self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHING))])
-        if plan.tail is not None:
-            write_running(self._memory, [plan.tail])
-        if plan.writer is Writer.BYTE:
-            statuses = write_running(self._memory, [plan.head])
-        else:
-            order = StopOrder([plan.head], _STOP_DEADLINE_NS)
-            statuses, _ = write_stopped(self._memory, order, pauses)
-        if statuses[0] not in (SiteStatus.WRITTEN, SiteStatus.ALREADY):
-            # Somebody else has patched it: exits are not traced then.
+        function = ProgramFunction(unwinder.module, unwinder.index)
+        change = SiteChange(plan, choice.of_site(function, plan))
+        changed = self._writer.change([change], _STOP_DEADLINE_NS, pauses)
+        if changed.statuses[0] not in DONE:
             self._manifest.write([(index, Entry.of(plan, 0, Phase.FREE))])
+            if changed.statuses[0] is None:
+                raise BusyTargetError(
+                    f"process {self._memory.pid} did not reach a safe point in time: "
+                    + "; ".join(changed.notes)
+                )
+            # Somebody else has patched it: exits are not traced then.
             return False
         self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHED))])
         self._hooks.append(Hook(unwinder.address, plan, index))

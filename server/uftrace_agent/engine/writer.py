@@ -9,30 +9,19 @@ from dataclasses import dataclass, field
 from uftrace_agent.engine.site import Patch
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.runtime.host_library import (
     CStop,
     SiteRows,
     SiteStatus,
     error_for,
     library,
+    move_array,
     range_array,
     site_rows,
 )
 
 _ATTEMPTS = 40
-
-
-@dataclass(slots=True)
-class Pauses:
-    """The longest time that one thread was stopped, over several operations."""
-
-    longest_ns: int = 0
-    tid: int = 0
-
-    def add(self, longest_ns: int, tid: int) -> None:
-        """Take another stop into account."""
-        if longest_ns > self.longest_ns:
-            self.longest_ns, self.tid = longest_ns, tid
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +42,11 @@ class StopOrder:
         forbidden: Address ranges in which no thread may be meanwhile.
         deadline_ns: For one attempt to stop all threads.
         repair: Set back hijacked return addresses too.
+        watched: Address ranges that no stack may hold an address of: of code
+            that somebody who was interrupted there would go on at.
+        moves: (from, to): who is at the first goes on at the second, also
+            after a signal handler.
+        may_be_trapped: Sites that the `trap` writer left half done are ours.
     """
 
     patches: Sequence[Patch]
@@ -60,6 +54,9 @@ class StopOrder:
     forbidden: Sequence[tuple[int, int]] = ()
     repair: FrameRepair | None = None
     attempts: int = field(default=_ATTEMPTS)
+    watched: Sequence[tuple[int, int]] = ()
+    moves: Sequence[tuple[int, int]] = ()
+    may_be_trapped: bool = False
 
 
 def write_running(memory: ProcessMemory, patches: Sequence[Patch]) -> list[SiteStatus]:
@@ -70,10 +67,10 @@ def write_running(memory: ProcessMemory, patches: Sequence[Patch]) -> list[SiteS
     Returns:
         What became of each, in the order of `patches`.
     """
-    rows, order = _rows(patches)
+    rows, order = patch_rows(patches)
     library().uh_touch(memory.fd, rows.ctypes.data, len(rows))
     library().uh_write_running(memory.fd, rows.ctypes.data, len(rows))
-    return _statuses(rows["status"].tolist(), order)
+    return statuses_in_order(rows["status"].tolist(), order)
 
 
 def write_stopped(
@@ -90,7 +87,7 @@ def write_stopped(
         TargetGoneError: The process ended.
         ForbiddenError: Somebody else traces it.
     """
-    rows, positions = _rows(order.patches)
+    rows, positions = patch_rows(order.patches)
     stop = CStop(
         pid=memory.pid,
         mem_fd=memory.fd,
@@ -100,11 +97,17 @@ def write_stopped(
         sites=rows.ctypes.data,
         range_count=len(order.forbidden),
         ranges=range_array(order.forbidden),
+        watched=range_array(order.watched),
+        watched_count=len(order.watched),
+        moves=move_array(order.moves),
+        move_count=len(order.moves),
     )
+    rows["may_be_trapped"] = order.may_be_trapped
     if order.repair is not None:
         stop.thunks = order.repair.thunks
         stop.thunk_span = order.repair.thunk_span
         stop.slots = ctypes.cast(ctypes.c_char_p(order.repair.slots), ctypes.c_void_p)
+    if order.repair is not None or order.watched or order.moves:
         stacks = [
             (mapping.start, mapping.end)
             for mapping in read_mappings(memory.pid)
@@ -112,19 +115,21 @@ def write_stopped(
         ]
         stop.stacks = range_array(stacks)
         stop.stack_count = len(stacks)
-    code = library().uh_stop_write(ctypes.byref(stop))
-    pauses.add(stop.pause.longest_nanos, stop.pause.longest_tid)
+    with pauses.collect(stop.pause):
+        code = library().uh_stop_write(ctypes.byref(stop))
     if code:
         raise error_for(code, memory.pid, "being stopped")
-    return _statuses(rows["status"].tolist(), positions), stop.pause.frames
+    return statuses_in_order(rows["status"].tolist(), positions), stop.pause.frames
 
 
-def _rows(patches: Sequence[Patch]) -> tuple[SiteRows, list[int]]:
+def patch_rows(patches: Sequence[Patch]) -> tuple[SiteRows, list[int]]:
+    """The patches for the native writers, by rising address, and where each came from."""
     order = sorted(range(len(patches)), key=lambda index: patches[index].address)
     return site_rows([patches[index] for index in order]), order
 
 
-def _statuses(sorted_statuses: Sequence[int], order: Sequence[int]) -> list[SiteStatus]:
+def statuses_in_order(sorted_statuses: Sequence[int], order: Sequence[int]) -> list[SiteStatus]:
+    """What became of the patches, in the order in which they were given."""
     statuses = [SiteStatus.UNTOUCHED] * len(order)
     for index, status in zip(order, sorted_statuses, strict=True):
         statuses[index] = SiteStatus(status)

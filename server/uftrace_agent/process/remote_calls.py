@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,10 @@ from uftrace_agent.process.address_space import (
     read_mappings,
 )
 from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.threads import ThreadState, remote_call_candidates
 from uftrace_agent.runtime.host_library import CCall, CLook, CRemote, error_for, library
+from uftrace_agent.runtime.layout import define
 
 # x86-64: `syscall; ret`, and glibc's and musl's signal restorer
 # (`mov $15, %rax; syscall`) or, in static programs that handle no signals,
@@ -31,16 +34,9 @@ _RESTORERS = (
 _POP_RAX = b"\x58\xc3"
 _DEADLINE_NS = 2_000_000_000
 _ROUNDS = 20
+_STRAGGLER_NS = 10_000_000_000
 # A signal frame with all vector state (AMX: 8 KiB) and what the calls need.
 _FRAME_BYTES = 16384
-
-
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """An argument that points to bytes the target does not have: they are put
-    on the calling thread's stack for the length of the call."""
-
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,15 @@ class RemoteCall:
     """A system call: its number and up to six arguments."""
 
     number: int
-    args: tuple[int | Scratch, ...]
+    args: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlace:
+    """Where the target's own routine for many calls lies, and its table."""
+
+    routine: int
+    table: int
 
 
 class RemoteCaller:
@@ -64,7 +68,17 @@ class RemoteCaller:
         self._gadget = 0
         self._restorer = 0
         self._pop_rax = 0
-        self.longest_pause_ns = 0
+        self.pauses = Pauses()
+        self._batch: BatchPlace | None = None
+
+    def take_pauses(self) -> Pauses:
+        """How long threads were stopped since this was asked last."""
+        taken, self.pauses = self.pauses, Pauses()
+        return taken
+
+    def use_batches(self, place: BatchPlace | None) -> None:
+        """From now on let a thread make all calls of a batch in one go; None: no more."""
+        self._batch = place
 
     def call(self, calls: Sequence[RemoteCall]) -> list[int]:
         """Perform `calls` in order.
@@ -79,6 +93,7 @@ class RemoteCaller:
         """
         if not self._gadget:
             self._find_gadgets()
+        self._await_batch()
         failure: AgentError | None = None
         for _ in range(_ROUNDS):
             mappings = read_mappings(self._pid)
@@ -86,6 +101,9 @@ class RemoteCaller:
                 code, results = self._try_thread(thread, mappings, calls)
                 if code == 0:
                     return results
+                if code == -errno.EINPROGRESS:
+                    self._await_batch()
+                    return self._batch_results(len(calls))
                 if results:
                     raise EngineFaultError(
                         f"process {self._pid} performed only {len(results)} of {len(calls)} "
@@ -103,6 +121,34 @@ class RemoteCaller:
             )
         raise failure
 
+    # A thread that got no processor for so long, or was stopped, goes on with its
+    # table whenever it can: nobody may change that before.
+    def _await_batch(self) -> None:
+        if self._batch is None:
+            return
+        end = time.monotonic_ns() + _STRAGGLER_NS
+        while self._calls_left():
+            if time.monotonic_ns() > end:
+                raise BusyTargetError(
+                    f"a thread of process {self._pid} was stopped in the middle of a call",
+                    hint="let the process go on (SIGCONT), then try again",
+                )
+            time.sleep(0.001)
+
+    def _calls_left(self) -> int:
+        assert self._batch is not None, "asked only where there are batches"
+        return int.from_bytes(self._memory.read(self._batch.table, 8), "little")
+
+    def _batch_results(self, count: int) -> list[int]:
+        assert self._batch is not None, "asked only where there are batches"
+        size = define("CALL_BYTES")
+        first = self._batch.table + define("CALLS_ENTRIES") + size  # behind sigaltstack's
+        data = self._memory.read(first, size * count)
+        return [
+            int.from_bytes(data[at : at + 8], "little", signed=True)
+            for at in range(define("CALL_RESULT"), size * count, size)
+        ]
+
     def _try_thread(
         self, thread: ThreadState, mappings: Sequence[Mapping], calls: Sequence[RemoteCall]
     ) -> tuple[int, list[int]]:
@@ -118,17 +164,13 @@ class RemoteCaller:
             stack = spare = self._unused_stack(mappings)
         if stack is None:
             return -errno.ENOSPC, []
-        scratch = bytearray()
+        # A stopped process makes calls only while it is traced (H67).
+        may_batch = spare is None and thread.state not in "tT"
         array = (CCall * len(calls))()
         for row, call in zip(array, calls, strict=True):
             row.number = call.number
-            for index, arg in enumerate(call.args):
-                if isinstance(arg, Scratch):
-                    row.args[index] = len(scratch)
-                    row.scratch_mask |= 1 << index
-                    scratch += arg.data.ljust(-(-len(arg.data) // 16) * 16, b"\0")
-                else:
-                    row.args[index] = arg & (1 << 64) - 1
+            for index, argument in enumerate(call.args):
+                row.args[index] = argument & (1 << 64) - 1
         remote = CRemote(
             pid=self._pid,
             tid=thread.tid,
@@ -141,14 +183,14 @@ class RemoteCaller:
             stack_low=stack.low,
             stack_high=stack.high,
             frame_top=spare.high if spare else 0,
-            scratch=bytes(scratch),
-            scratch_bytes=len(scratch),
+            routine=self._batch.routine if self._batch and may_batch else 0,
+            table=self._batch.table if self._batch else 0,
             deadline_nanos=_DEADLINE_NS,
         )
         code = library().uh_remote_calls(ctypes.byref(remote))
         if spare is not None and code != -errno.ESRCH:
             self._memory.write(spare.low, bytes(spare.high - spare.low))
-        self.longest_pause_ns = max(self.longest_pause_ns, remote.pause_nanos)
+        self.pauses.add(remote.pause_nanos, thread.tid)
         return code, [row.result for row in array[: remote.calls_done]]
 
     # A main thread that runs on a stack of the program's making (Go) has left

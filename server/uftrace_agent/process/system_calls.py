@@ -17,10 +17,18 @@ class SystemCallNumbers:
     memfd_create: int
     close: int
     prctl: int
+    rt_sigaction: int
 
 
 X86_64: Final = SystemCallNumbers(
-    mmap=9, mprotect=10, munmap=11, madvise=28, memfd_create=319, close=3, prctl=157
+    mmap=9,
+    mprotect=10,
+    munmap=11,
+    madvise=28,
+    memfd_create=319,
+    close=3,
+    prctl=157,
+    rt_sigaction=13,
 )
 
 PROT_NONE: Final = 0

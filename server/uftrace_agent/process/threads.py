@@ -13,10 +13,11 @@ from uftrace_agent.errors import TargetGoneError
 class Suitability(IntEnum):
     """How little a thread would notice of being used; lower is better."""
 
-    RUNNING = 0
-    RESTARTABLE_CALL = 1
-    REPAIRED_CALL = 2
-    STOPPED = 3
+    IDLE_CALL = 0
+    RUNNING = 1
+    RESTARTABLE_CALL = 2
+    REPAIRED_CALL = 3
+    STOPPED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class ThreadState:
         call: Number of the system call it is blocked in, or None while it runs.
         sp: Stack pointer, where it is blocked.
         pc: Program counter, where it is blocked.
+        arguments: Of the call, where it is blocked in one.
     """
 
     tid: int
@@ -36,11 +38,21 @@ class ThreadState:
     call: int | None = None
     sp: int = 0
     pc: int = 0
+    arguments: tuple[int, ...] = ()
 
 
 # x86-64 calls that end with EINTR after any stop: used only when nothing else
 # is there, since the agent must make them be entered again (H69).
 _NOT_RESTARTED = frozenset({232, 281, 441, 65, 220, 128, 208, 333, 45, 47, 299, 69, 70, 43, 288})
+
+# Waits without an end, which the kernel enters again by the program counter alone:
+# who is in one will not notice, whatever happens to the agent. A futex only where
+# no timeout is given, a read only where there can be none (x86-64: wait4, waitid,
+# pause; futex; read).
+_WAITS = frozenset({61, 247, 34})
+_FUTEX = 202
+_READ = 0
+_WITHOUT_TIMEOUT = ("pipe:", "/dev/")
 
 
 def thread_ids(pid: int) -> list[int]:
@@ -72,6 +84,7 @@ def thread_state(pid: int, tid: int) -> ThreadState | None:
         call=int(fields[0]),
         sp=int(fields[-2], 16),
         pc=int(fields[-1], 16),
+        arguments=tuple(int(field, 16) for field in fields[1:-2]),
     )
 
 
@@ -87,12 +100,24 @@ def remote_call_candidates(pid: int) -> list[ThreadState]:
     """Threads that could perform a system call for the agent, best first."""
     states = [thread_state(pid, tid) for tid in thread_ids(pid)]
     usable = [state for state in states if state and state.state not in "ZXD"]
-    return sorted(usable, key=_suitability)
+    return sorted(usable, key=lambda thread: _suitability(pid, thread))
 
 
-def _suitability(thread: ThreadState) -> tuple[Suitability, int]:
+def _is_idle(pid: int, thread: ThreadState) -> bool:
+    if thread.call == _READ:
+        try:
+            file = os.readlink(f"/proc/{pid}/fd/{thread.arguments[0]}")
+        except OSError:
+            return False
+        return file.startswith(_WITHOUT_TIMEOUT)
+    return thread.call in _WAITS or (thread.call == _FUTEX and not thread.arguments[3])
+
+
+def _suitability(pid: int, thread: ThreadState) -> tuple[Suitability, int]:
     if thread.state in "tT":
         return Suitability.STOPPED, thread.tid
+    if _is_idle(pid, thread):
+        return Suitability.IDLE_CALL, thread.tid
     if thread.call is None or thread.call == -1:
         return Suitability.RUNNING, thread.tid
     if thread.call in _NOT_RESTARTED:

@@ -28,8 +28,8 @@ class _Capability:
 _CAPABILITIES: Mapping[str, _Capability] = {
     "x86_64": _Capability(
         agent_pb2.ARCHITECTURE_AMD64,
-        (Form.NOP, Form.CALL, Form.PUN, Form.NEAR, Form.HOP),
-        (Writer.AUTO, Writer.BYTE, Writer.STOP),
+        (Form.SLED, Form.NOP, Form.CALL, Form.PUN, Form.NEAR, Form.HOP, Form.MULTI),
+        (Writer.AUTO, Writer.BYTE, Writer.TRAP, Writer.STOP),
     ),
     "aarch64": _Capability(agent_pb2.ARCHITECTURE_ARM64, (), ()),
 }

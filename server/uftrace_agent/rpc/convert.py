@@ -85,6 +85,7 @@ def patch_order(message: tracepoint_pb2.PatchRequest, owner: str) -> PatchOrder:
         owner=owner,
         writer=writer(message.writer),
         entry_only=message.entry_only,
+        allow_multi=message.allow_multi,
         all_or_nothing=message.all_or_nothing,
         dry_run=message.dry_run,
         stop_deadline_ns=message.stop_deadline_nanos,
@@ -186,6 +187,7 @@ def function_info(plan: FunctionPlan) -> tracepoint_pb2.FunctionInfo:
         exit_refusal=_number(plan.exit_refusal),
         detail=plan.detail,
         enabled=plan.enabled,
+        site_kind=_number(plan.kind),
     )
 
 
@@ -200,6 +202,7 @@ def patch_result(result: PatchResult) -> tracepoint_pb2.PatchResult:
         refusal=_number(result.refusal),
         exit_refusal=_number(result.exit_refusal),
         detail=result.detail,
+        site_kind=_number(result.kind),
     )
 
 
@@ -214,6 +217,8 @@ def patch_response(outcome: PatchOutcome) -> tracepoint_pb2.PatchResponse:
         longest_pause_tid=outcome.longest_pause_tid,
         elapsed_nanos=outcome.elapsed_ns,
         plan_nanos=outcome.plan_ns,
+        writer_detail=outcome.writer_detail,
+        pauses=_pauses(outcome),
     )
 
 
@@ -225,7 +230,16 @@ def unpatch_response(outcome: PatchOutcome) -> tracepoint_pb2.UnpatchResponse:
         longest_pause_nanos=outcome.longest_pause_ns,
         longest_pause_tid=outcome.longest_pause_tid,
         elapsed_nanos=outcome.elapsed_ns,
+        writer_detail=outcome.writer_detail,
+        pauses=_pauses(outcome),
     )
+
+
+def _pauses(outcome: PatchOutcome) -> list[tracepoint_pb2.ThreadPause]:
+    return [
+        tracepoint_pb2.ThreadPause(tid=tid, nanos=nanoseconds)
+        for tid, nanoseconds in sorted(outcome.pauses.items())
+    ]
 
 
 def tracepoint(info: TracepointInfo) -> tracepoint_pb2.Tracepoint:

@@ -47,7 +47,8 @@ SITE_DTYPE = np.dtype(
         ("address", "<u8"),
         ("length", "u1"),
         ("status", "u1"),
-        ("pad", "u1", 6),
+        ("may_be_trapped", "u1"),
+        ("pad", "u1", 5),
         ("expected", "u1", 16),
         ("wanted", "u1", 16),
     ]
@@ -61,15 +62,29 @@ class CRange(ctypes.Structure):
     _fields_ = [("start", ctypes.c_uint64), ("end", ctypes.c_uint64)]
 
 
+class CMove(ctypes.Structure):
+    """struct uh_move."""
+
+    _fields_ = [("origin", ctypes.c_uint64), ("to", ctypes.c_uint64)]
+
+
+class CThreadPause(ctypes.Structure):
+    """struct uh_thread_pause."""
+
+    _fields_ = [("tid", ctypes.c_int32), ("pad", ctypes.c_uint32), ("nanos", ctypes.c_uint64)]
+
+
 class CPause(ctypes.Structure):
     """struct uh_pause."""
 
     _fields_ = [
-        ("longest_nanos", ctypes.c_uint64),
-        ("longest_tid", ctypes.c_int32),
         ("threads", ctypes.c_uint32),
         ("retries", ctypes.c_uint32),
         ("frames", ctypes.c_uint32),
+        ("count", ctypes.c_uint32),
+        ("capacity", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("rows", ctypes.POINTER(CThreadPause)),
     ]
 
 
@@ -91,7 +106,25 @@ class CStop(ctypes.Structure):
         ("slots", ctypes.c_void_p),
         ("stacks", ctypes.POINTER(CRange)),
         ("stack_count", ctypes.c_uint32),
+        ("watched_count", ctypes.c_uint32),
+        ("watched", ctypes.POINTER(CRange)),
+        ("moves", ctypes.POINTER(CMove)),
+        ("move_count", ctypes.c_uint32),
         ("pad2", ctypes.c_uint32),
+        ("pause", CPause),
+    ]
+
+
+class CTrap(ctypes.Structure):
+    """struct uh_trap."""
+
+    _fields_ = [
+        ("pid", ctypes.c_int32),
+        ("mem_fd", ctypes.c_int32),
+        ("deadline_nanos", ctypes.c_uint64),
+        ("site_count", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("sites", ctypes.c_void_p),
         ("pause", CPause),
     ]
 
@@ -102,8 +135,6 @@ class CCall(ctypes.Structure):
     _fields_ = [
         ("number", ctypes.c_int64),
         ("args", ctypes.c_uint64 * 6),
-        ("scratch_mask", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
         ("result", ctypes.c_int64),
     ]
 
@@ -123,9 +154,10 @@ class CRemote(ctypes.Structure):
         ("stack_low", ctypes.c_uint64),
         ("stack_high", ctypes.c_uint64),
         ("frame_top", ctypes.c_uint64),
-        ("scratch", ctypes.c_char_p),
-        ("scratch_bytes", ctypes.c_uint32),
+        ("routine", ctypes.c_uint64),
+        ("table", ctypes.c_uint64),
         ("calls_done", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
         ("deadline_nanos", ctypes.c_uint64),
         ("pause_nanos", ctypes.c_uint64),
     ]
@@ -220,6 +252,9 @@ def library() -> ctypes.CDLL:
     loaded.uh_write_running.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32]
     loaded.uh_touch.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32]
     loaded.uh_stop_write.argtypes = [ctypes.POINTER(CStop)]
+    loaded.uh_trap_write.argtypes = [ctypes.POINTER(CTrap)]
+    loaded.uh_trap_settle.argtypes = [ctypes.POINTER(CTrap)]
+    loaded.uh_can_visit_processors.argtypes = []
     loaded.uh_remote_calls.argtypes = [ctypes.POINTER(CRemote)]
     loaded.uh_look.argtypes = [ctypes.POINTER(CLook)]
     loaded.uh_drain_rings.argtypes = [ctypes.POINTER(CDrain)]
@@ -255,6 +290,14 @@ def range_array(ranges: Sequence[tuple[int, int]]) -> ctypes.Array[CRange]:
     rows = (CRange * max(len(ranges), 1))()
     for row, (start, end) in zip(rows, sorted(ranges), strict=False):
         row.start, row.end = start, end
+    return rows
+
+
+def move_array(moves: Sequence[tuple[int, int]]) -> ctypes.Array[CMove]:
+    """(from, to) pairs as struct uh_move[], by rising first address; never empty."""
+    rows = (CMove * max(len(moves), 1))()
+    for row, (origin, to) in zip(rows, sorted(moves), strict=False):
+        row.origin, row.to = origin, to
     return rows
 
 

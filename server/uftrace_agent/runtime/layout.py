@@ -37,6 +37,16 @@ THUNK_SPAN: Final = THUNK_BYTES * THUNK_COUNT
 SLOT_BYTES: Final = define("SLOT_BYTES")
 SLOT_TABLE_BYTES: Final = SLOT_BYTES * THUNK_COUNT
 
+TRAP_TABLE_BYTES: Final = (
+    -(-(define("TRAPS_ENTRIES") + define("TRAP_BYTES") * define("TRAP_CAPACITY")) // 4096) * 4096
+)
+
+# With one call more than asked for: the first is the agent's own.
+CALL_TABLE_BYTES: Final = (
+    -(-(define("CALLS_ENTRIES") + define("CALL_BYTES") * (define("CALLS_CAPACITY") + 1)) // 4096)
+    * 4096
+)
+
 KIND_ENTRY: Final = define("KIND_ENTRY")
 KIND_EXIT: Final = define("KIND_EXIT")
 KIND_ENTRY_ONLY: Final = define("KIND_ENTRY_ONLY")

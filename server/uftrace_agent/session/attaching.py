@@ -7,24 +7,14 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from uftrace_agent.engine.annex import Annex, DataPlaces, RingOptions
-from uftrace_agent.engine.manifest import (
-    FoundManifest,
-    Identity,
-    Manifest,
-    Phase,
-    find_manifests,
-)
+from uftrace_agent.engine.annex import Annex, RingOptions
+from uftrace_agent.engine.manifest import Identity, Manifest, find_manifests
 from uftrace_agent.engine.native import native_architecture
 from uftrace_agent.engine.patch_engine import PatchEngine
 from uftrace_agent.engine.program import Program
-from uftrace_agent.engine.report import DEFAULT_STOP_DEADLINE_NS
-from uftrace_agent.engine.site import Patch
-from uftrace_agent.engine.writer import FrameRepair, Pauses, StopOrder, write_stopped
 from uftrace_agent.errors import (
     AlreadyHeldError,
     ForbiddenError,
@@ -37,11 +27,12 @@ from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.identity import ProcessId, start_time_ticks
 from uftrace_agent.process.listing import attachability
 from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.remote_calls import RemoteCaller
 from uftrace_agent.process.system_calls import X86_64
 from uftrace_agent.process.threads import status_field, thread_ids
 from uftrace_agent.runtime.host_library import CLook, library
-from uftrace_agent.runtime.layout import SLOT_TABLE_BYTES, THUNK_SPAN
+from uftrace_agent.session.leftovers import restore_leftovers
 from uftrace_agent.session.types import RecordingOptions
 from uftrace_agent.symbols.cache import ImageCache
 
@@ -100,7 +91,7 @@ class Attachment:
         try:
             found = find_manifests(self.memory, read_mappings(process.pid))
             others = [other for other in found if other.address != self.manifest.address]
-            self.restored_sites = _restore_leftovers(self.memory, process, others, self.pauses)
+            self.restored_sites = restore_leftovers(self.memory, process, others, self.pauses)
             self.manifest.hold()
         except BaseException:
             claim.close()
@@ -203,7 +194,7 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
         program.refresh()
         pauses = Pauses()
         leftovers = find_manifests(memory, read_mappings(memory.pid))
-        restored = _restore_leftovers(memory, process, leftovers, pauses)
+        restored = restore_leftovers(memory, process, leftovers, pauses)
         caller = RemoteCaller(memory)
         annex = Annex(memory, caller, X86_64, architecture, rings)
         identity = Identity(
@@ -215,7 +206,7 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
         )
         manifest: Manifest = annex.create(identity, find_tid_offset(memory))
         annex.adopt_landings(entry.landing for found in leftovers for entry in found.entries)
-        pauses.add(caller.longest_pause_ns, 0)
+        pauses.merge(caller.take_pauses())
         engine = PatchEngine(
             memory, program, annex, manifest, architecture, has_shadow_stack(process.pid)
         )
@@ -274,61 +265,3 @@ def find_tid_offset(memory: ProcessMemory) -> int:
         if offset in (candidates or ()):
             return offset
     return min(candidates) if candidates else -1
-
-
-# What an agent that died left patched, and what a forked child inherited.
-def _restore_leftovers(
-    memory: ProcessMemory, process: ProcessId, leftovers: Sequence[FoundManifest], pauses: Pauses
-) -> int:
-    restored = 0
-    for found in leftovers:
-        if _is_held(found, process):
-            raise AlreadyHeldError(
-                f"agent {found.identity.agent_pid} holds process {process.pid}",
-                hint="detach there first: one process has one agent",
-                metadata={"agent_pid": str(found.identity.agent_pid)},
-            )
-        restored += restore(memory, found, pauses)
-    return restored
-
-
-def _is_held(found: FoundManifest, process: ProcessId) -> bool:
-    identity = found.identity
-    if identity.agent_pid == os.getpid() or identity.boot_id != process.boot_id:
-        return False
-    if (identity.pid, identity.start_time_ticks) != (process.pid, process.start_time_ticks):
-        return False  # a forked child's copy of its parent's
-    try:
-        return start_time_ticks(identity.agent_pid) == identity.agent_start_time_ticks
-    except NoSuchProcessError:
-        return False
-
-
-def restore(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> int:
-    """Set back what a manifest says is patched; how many sites that were.
-
-    Raises:
-        BusyTargetError: The threads did not stop in time; nothing was changed.
-    """
-    patched = [entry for entry in found.entries if entry.phase is not Phase.FREE]
-    patches = [entry.head.reversed() for entry in patched]
-    tails = [entry.tail.reversed() for entry in patched if entry.tail is not None]
-    data = DataPlaces.at(found.address)
-    memory.write(data.control, bytes(4))
-    repair = None
-    if found.identity.thunks:
-        slots = memory.read(data.slots, SLOT_TABLE_BYTES)
-        repair = FrameRepair(found.identity.thunks, THUNK_SPAN, slots)
-    if patches:
-        _stop_and_write(memory, patches, repair, pauses)
-        if tails:
-            _stop_and_write(memory, tails, None, pauses)
-    Manifest(memory, found.address, found.identity).disown(found.entries)
-    return len(patches)
-
-
-def _stop_and_write(
-    memory: ProcessMemory, patches: Sequence[Patch], repair: FrameRepair | None, pauses: Pauses
-) -> None:
-    order = StopOrder(patches, 10 * DEFAULT_STOP_DEADLINE_NS, (), repair)
-    write_stopped(memory, order, pauses)

@@ -12,9 +12,11 @@ import structlog
 from uftrace_agent.engine.exit_rules import ProcessTraits
 from uftrace_agent.engine.model import Writer
 from uftrace_agent.engine.native import native_architecture, scratch_layout
+from uftrace_agent.engine.neighbours import other_tracer
 from uftrace_agent.engine.planner import Planned, Planner, PlanOptions
 from uftrace_agent.engine.program import Program, ProgramFunction
 from uftrace_agent.engine.unwinder import find_unwinders
+from uftrace_agent.engine.writer_choice import WriterChoice
 from uftrace_agent.errors import AgentError, BusyTargetError, NoSuchSessionError
 from uftrace_agent.process.identity import ProcessId, is_running, resolve
 from uftrace_agent.process.memory import ProcessMemory
@@ -149,8 +151,10 @@ class SessionManager:
                 return len(found), [
                     FunctionPlan(function_ref(f), enabled=f.address in enabled) for f in chosen
                 ]
+            choice = WriterChoice(process.pid, program.modules, Writer.AUTO)
             return len(found), [
-                _explained(planned, enabled) for planned in _plan(program, process.pid, chosen)
+                _explained(planned, choice, enabled)
+                for planned in _plan(program, process.pid, chosen)
             ]
 
     def sessions(self) -> list[SessionInfo]:
@@ -220,18 +224,21 @@ def _plan(program: Program, pid: int, functions: Sequence[ProgramFunction]) -> l
     unwinders = find_unwinders(program.modules)
     traits = ProcessTraits(has_shadow_stack(pid), unwinders.unhookable)
     reserved = frozenset(unwinder.address for unwinder in unwinders.hookable)
-    planner = Planner(architecture, layout, traits, reserved)
+    planner = Planner(
+        architecture, layout, traits, reserved, program.memory, other_tracer(program.modules)
+    )
     return planner.plan(functions, 1, PlanOptions())
 
 
-def _explained(planned: Planned, enabled: set[int]) -> FunctionPlan:
+def _explained(planned: Planned, choice: WriterChoice, enabled: set[int]) -> FunctionPlan:
     plan = planned.plan
     return FunctionPlan(
         function=function_ref(planned.function),
         form=plan.form if plan else None,
-        writer=plan.writer if plan else None,
+        writer=choice.of_function(planned.function, plan) if plan else None,
         refusal=planned.refusal,
         exit_refusal=plan.exit_refusal if plan else None,
         detail=plan.detail if plan else planned.detail,
         enabled=planned.function.address in enabled,
+        kind=plan.kind if plan else planned.kind,
     )

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import structlog
@@ -26,6 +27,7 @@ from uftrace_agent.engine.report import (
     EngineReport,
     SiteOutcome,
 )
+from uftrace_agent.engine.site import Role
 from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.errors import AgentError, BusyTargetError, InvalidRequestError, TargetGoneError
 from uftrace_agent.process.address_space import executable_files
@@ -86,7 +88,9 @@ class Session:
             _BUFFER_BYTES,
         )
         self.feed = Feed()
-        self._functions = [_traced(t) for t in attachment.engine.tracepoints.values()]
+        self._functions = [
+            traced for t in attachment.engine.tracepoints.values() for traced in _traced(t)
+        ]
         self._drainer = Drainer(
             process.pid,
             self._rings,
@@ -128,12 +132,6 @@ class Session:
         """Enable the functions that the patterns mean."""
         if not order.patterns:
             raise InvalidRequestError("no function is named", hint="give a name or a pattern")
-        if order.writer is Writer.TRAP:
-            raise InvalidRequestError(
-                "the `trap` writer is not built yet",
-                reason="WRITER_NOT_AVAILABLE",
-                hint="auto, byte or stop",
-            )
         return await self._run(lambda: self._patch(order))
 
     def _patch(self, order: PatchOrder) -> PatchOutcome:
@@ -142,7 +140,7 @@ class Session:
         program.refresh()
         functions = program.select(order.patterns)
         options = EngineOptions(
-            plan=PlanOptions(order.writer, order.entry_only),
+            plan=PlanOptions(order.writer, order.entry_only, order.allow_multi),
             all_or_nothing=order.all_or_nothing,
             dry_run=order.dry_run,
             stop_deadline_ns=order.stop_deadline_ns or DEFAULT_STOP_DEADLINE_NS,
@@ -152,7 +150,7 @@ class Session:
         return _outcome(report, started)
 
     def _announce(self, new: Sequence[Tracepoint]) -> None:
-        self._functions += [_traced(tracepoint) for tracepoint in new]
+        self._functions += [traced for tracepoint in new for traced in _traced(tracepoint)]
 
     async def unpatch(self, patterns: Sequence[str], writer: Writer) -> PatchOutcome:
         """Disable the functions that the patterns mean; all, where there are none."""
@@ -386,10 +384,19 @@ def exit_detail(pid: int) -> str:
     return f"exited with status {status >> 8}"
 
 
-def _traced(tracepoint: Tracepoint) -> TracedFunction:
-    return TracedFunction(
-        tracepoint.function_id, function_ref(tracepoint.function), tracepoint.plan.has_exit
-    )
+# A function's events are recorded under ids of their own.
+def _traced(tracepoint: Tracepoint) -> list[TracedFunction]:
+    ref = function_ref(tracepoint.function)
+    events = {
+        site.record_id: site.label for site in tracepoint.plan.others if site.role is Role.EVENT
+    }
+    return [
+        TracedFunction(tracepoint.function_id, ref, tracepoint.plan.has_exit),
+        *(
+            TracedFunction(record_id, replace(ref, name=f"{ref.name} [{label}]"), False)
+            for record_id, label in sorted(events.items())
+        ),
+    ]
 
 
 def _outcome(report: EngineReport, started: int) -> PatchOutcome:
@@ -399,6 +406,8 @@ def _outcome(report: EngineReport, started: int) -> PatchOutcome:
         longest_pause_tid=report.pauses.tid,
         elapsed_ns=time.monotonic_ns() - started,
         plan_ns=report.plan_ns,
+        writer_detail=report.writer_detail,
+        pauses=report.pauses.by_thread,
     )
 
 
@@ -413,4 +422,5 @@ def _result(outcome: SiteOutcome) -> PatchResult:
         refusal=outcome.refusal,
         exit_refusal=plan.exit_refusal if plan else None,
         detail=outcome.detail,
+        kind=outcome.kind or (plan.kind if plan else None),
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from uftrace_agent.engine.model import Form, Refusal, Status, Writer
+from uftrace_agent.engine.model import Form, Refusal, SiteKind, Status, Writer
 from uftrace_agent.process.identity import ProcessId as ProcessId
 
 
@@ -40,6 +40,7 @@ class FunctionPlan:
     exit_refusal: Refusal | None = None
     detail: str = ""
     enabled: bool = False
+    kind: SiteKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class PatchOrder:
     all_or_nothing: bool = False
     dry_run: bool = False
     stop_deadline_ns: int = 0
+    allow_multi: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +69,23 @@ class PatchResult:
     refusal: Refusal | None = None
     exit_refusal: Refusal | None = None
     detail: str = ""
+    kind: SiteKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PatchOutcome:
-    """What became of all functions of a request; times in nanoseconds."""
+    """What became of all functions of a request; times in nanoseconds.
+
+    `pauses` has the longest stop of each thread that was stopped, by thread id.
+    """
 
     results: Sequence[PatchResult]
     longest_pause_ns: int = 0
     longest_pause_tid: int = 0
     elapsed_ns: int = 0
     plan_ns: int = 0
+    writer_detail: str = ""
+    pauses: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

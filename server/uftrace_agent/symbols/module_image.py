@@ -35,6 +35,7 @@ from uftrace_agent.symbols.elf_tables import (
 from uftrace_agent.symbols.function_table import FunctionTable
 from uftrace_agent.symbols.index_builder import CodeRanges, NamedStub, build_function_table
 from uftrace_agent.symbols.plt import got_slots, irelative_slots, plt_sections, plt_stubs
+from uftrace_agent.symbols.xray_sleds import SledMap, read_sleds
 
 _MACHINE_NAMES: Final = {EM_X86_64: "x86_64", EM_AARCH64: "aarch64"}
 _DELETED_SUFFIX: Final = " (deleted)"
@@ -316,6 +317,11 @@ class ModuleImage:
     def restartable_sequences(self) -> tuple[tuple[int, int], ...]:
         """(start_ip, post_commit_offset) of each rseq critical section."""
         return site_tables.read_restartable_sequences(self._elf, self._relocations)
+
+    @cached_property
+    def sleds(self) -> SledMap:
+        """The sleds that -fxray-instrument made."""
+        return read_sleds(self._elf, self._relocations)
 
     @property
     def has_xray(self) -> bool:

@@ -30,7 +30,7 @@ def read_address_table(
         Sorted, each once.
     """
     tables = [
-        _relocated(elf.section_data(section), section.address, relocations)
+        relocated_words(elf.section_data(section), section.address, relocations)
         for section in elf.sections
         if section.name in section_names
     ]
@@ -38,8 +38,17 @@ def read_address_table(
     return np.extract(addresses != 0, addresses)
 
 
-# The section's 64-bit words with relative relocations applied.
-def _relocated(data: bytes, base: int, relocations: Relocations) -> NDArray[np.uint64]:
+def relocated_words(data: bytes, base: int, relocations: Relocations) -> NDArray[np.uint64]:
+    """64-bit words with relative relocations applied; a torn last word is dropped.
+
+    Args:
+        data: The bytes of a section.
+        base: Its link-time address.
+        relocations: All of the file's.
+
+    Returns:
+        A new array, which the caller may change.
+    """
     words = np.frombuffer(data[: len(data) // 8 * 8], "<u8").astype(np.uint64)
     if not len(words):
         return words
@@ -61,7 +70,7 @@ def read_restartable_sequences(
     section = elf.section("__rseq_cs")
     if section is None:
         return ()
-    words = _relocated(elf.section_data(section), section.address, relocations)
+    words = relocated_words(elf.section_data(section), section.address, relocations)
     found = []
     for _version, _flags, start, length, _abort in _RSEQ_ENTRY.iter_unpack(
         words.tobytes()[: len(words) * 8 // _RSEQ_ENTRY.size * _RSEQ_ENTRY.size]

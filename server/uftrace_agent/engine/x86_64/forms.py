@@ -9,7 +9,7 @@ from typing import Final
 
 from uftrace_agent.engine.architecture import ModuleSpan, SiteRequest
 from uftrace_agent.engine.layout import CodeLayout, CodeRegion
-from uftrace_agent.engine.model import Form, Refusal, RefusedError, Writer
+from uftrace_agent.engine.model import Form, Refusal, RefusedError, SiteKind, Writer
 from uftrace_agent.engine.site import CodeWrite, FunctionCode, Gap, Patch, ProbeKind, SitePlan
 from uftrace_agent.engine.x86_64 import stub as stubs
 from uftrace_agent.engine.x86_64.entry_sites import EntrySite, entry_sites, profiling_call
@@ -24,6 +24,8 @@ from uftrace_agent.engine.x86_64.instruction import (
     jump,
 )
 from uftrace_agent.engine.x86_64.jump_targets import JumpTargetsCache
+from uftrace_agent.engine.x86_64.profile_calls import plan_profile_calls
+from uftrace_agent.engine.x86_64.sleds import event_ids, plan_sleds
 from uftrace_agent.runtime.blob import load_blob
 from uftrace_agent.runtime.layout import KIND_ENTRY, KIND_ENTRY_ONLY, id_word
 
@@ -36,6 +38,9 @@ _PREFIX: Final = b"\x26"
 # How a C library ends signal handlers: unwinders know the bytes by heart, and
 # so does the engine (process/remote_calls.py).
 _SIGNAL_RESTORER: Final = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"
+_INT3: Final = 0xCC
+# mov $id,%r10d, as XRay begins its patched sleds.
+_XRAY_ENTRY: Final = b"\x41\xba"
 _PROBES: Final = {
     (ProbeKind.ENTRY, True): "uf_entry",
     (ProbeKind.FENTRY, True): "uf_entry_fentry",
@@ -83,8 +88,14 @@ class X86Architecture:
             raise RefusedError(
                 Refusal.RESERVED, "the return from signal handlers: unwinders know its bytes"
             )
+        if function.sleds:
+            plan = plan_sleds(request, layout)
+            if plan is not None:
+                return plan
         if function.profiled:
             plan = self._plan_profiling_call(request, layout)
+            if plan is None and request.writer is not Writer.BYTE:
+                plan = plan_profile_calls(request, layout)
             if plan is not None:
                 return plan
         reasons: list[str] = []
@@ -98,6 +109,20 @@ class X86Architecture:
         if refusal is None:
             raise RefusedError(Refusal.UNDECODABLE, "the first bytes are no instruction")
         raise RefusedError(refusal, "; ".join(reasons))
+
+    def extra_ids(self, function: FunctionCode) -> int:
+        """See `Architecture`."""
+        return len(event_ids(function.sleds, 0))
+
+    def name_foreign_patch(self, expected: bytes, live: bytes) -> str:
+        """See `Architecture`."""
+        if not live:
+            return "its code is not mapped any more"
+        if _INT3 in live:
+            return "a breakpoint is there (0xcc): a debugger's, or a uprobe of perf or bpftrace"
+        if live.startswith(_XRAY_ENTRY):
+            return "XRay's own runtime has patched it"
+        return "its bytes are not those of the file: another tracer or the program changed them"
 
     def plan_unwinder_hook(
         self, function: FunctionCode, module: ModuleSpan, layout: CodeLayout
@@ -149,6 +174,9 @@ class X86Architecture:
             probe=probe,
             has_exit=request.has_exit,
             exit_refusal=request.exit_refusal,
+            kind=SiteKind.FENTRY_CALL if probe is ProbeKind.FENTRY else SiteKind.MCOUNT_CALL,
+            record_id=request.function_id,
+            is_call=True,
         )
 
     # -- any function -----------------------------------------------------
@@ -192,6 +220,8 @@ class X86Architecture:
             has_exit=request.has_exit,
             exit_refusal=request.exit_refusal,
             detail="; ".join(reasons),
+            kind=request.function.kind,
+            record_id=request.function_id,
         )
 
     def _first_candidate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import capstone
 from capstone import x86_const as x86
@@ -182,6 +182,31 @@ def decode(code: bytes, address: int) -> Instruction | None:
     for raw in _decoder().disasm(code[:LONGEST], address, 1):
         return Instruction(address, code[: raw.size], raw)
     return None
+
+
+@cache
+def _quick_decoder() -> capstone.Cs:
+    return capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+
+
+class Line(NamedTuple):
+    """One instruction of a function, as text."""
+
+    address: int
+    size: int
+    mnemonic: str
+    operands: str
+
+    def branch_target(self) -> int | None:
+        """Where a direct call or jump goes; None for anything else."""
+        if self.mnemonic[0] in "jcl" and self.operands.startswith("0x"):
+            return int(self.operands, 16)
+        return None
+
+
+def outline(code: bytes, address: int) -> list[Line]:
+    """The instructions of a function, as far as they can be decoded one after the other."""
+    return [Line(*fields) for fields in _quick_decoder().disasm_lite(code, address)]
 
 
 def relative32(source_end: int, target: int) -> bytes:

@@ -26,6 +26,7 @@ A paired stub (see ENTRY_PROBE in x86_64.S) goes on in one of two ways:
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -94,14 +95,43 @@ def call_stub(at: int, probe: int, word: int, callee: Instruction) -> bytes:
     it goes to the function that was called before, so that a program built for
     gprof keeps its profile."""
     head = _head(at, probe, word)
-    target = callee.branch_target()
+    return _checked(head + _onward(at + len(head), callee))
+
+
+@dataclass(frozen=True, slots=True)
+class StackPlace:
+    """A word of the stack: so many bytes from rbp, or from rsp at the stub's entry."""
+
+    from_frame: bool
+    offset: int
+
+
+def point_stub(at: int, probe: int, word: int, place: StackPlace, replaced: Instruction) -> bytes:
+    """A stub that takes the place of a call (or jump) and goes where that went: a record
+    whose frame is named by the address of a stack word.
+
+    Raises:
+        OutOfReachError: The probe, or where it goes, is too far away.
+    """
+    head = _PROLOGUE[:-1]
+    if place.from_frame:
+        head += b"\x48\x8d\x85" + struct.pack("<i", place.offset)
+    else:
+        head += b"\x48\x8d\x84\x24" + struct.pack("<i", place.offset + 128 + 8)
+    head += b"\x50\xb8" + struct.pack("<I", word)
+    head += call(at + len(head), probe) + b"\x48\x8d\x64\x24\x08" + _EPILOGUE
+    return _checked(head + _onward(at + len(head), replaced))
+
+
+# Where a call or jump goes, as a jump from `at`.
+def _onward(at: int, transfer: Instruction) -> bytes:
+    target = transfer.branch_target()
     if target is not None:
-        return _checked(head + jump(at + len(head), target))
-    slot = callee.indirect_slot()
+        return jump(at, target)
+    slot = transfer.indirect_slot()
     if slot is None:
         raise OutOfReachError("the call has no target that is known beforehand")
-    end = at + len(head) + 6
-    return _checked(head + b"\xff\x25" + relative32(end, slot))
+    return b"\xff\x25" + relative32(at + 6, slot)
 
 
 def unwinder_stub(at: int, find_fde: int, displaced: Instruction, resume: int) -> bytes:

@@ -13,6 +13,10 @@
 #include <sys/user.h>
 
 #if defined(__x86_64__)
+#define UH_TRAP_BYTE 0xcc /* int3 */
+/* struct rt_sigframe: the return address, 40 bytes of struct ucontext, 16 registers. */
+#define UH_SAVED_PC_OFFSET 176
+
 struct uh_registers {
 	struct user_regs_struct user;
 };
@@ -26,6 +30,7 @@ static inline uint64_t uh_ticks(void)
 }
 
 static inline uint64_t uh_pc(const struct uh_registers *r) { return r->user.rip; }
+static inline void uh_set_pc(struct uh_registers *r, uint64_t pc) { r->user.rip = pc; }
 static inline uint64_t uh_sp(const struct uh_registers *r) { return r->user.rsp; }
 static inline uint64_t uh_thread_pointer(const struct uh_registers *r) { return r->user.fs_base; }
 static inline int uh_is_native(const struct uh_registers *r) { return r->user.cs == 0x33; }
@@ -72,6 +77,11 @@ static inline void uh_reenter_call(struct uh_registers *r)
 	r->user.orig_rax = -1;
 }
 #elif defined(__aarch64__)
+#define UH_TRAP_BYTE 0 /* none: words are written whole */
+/* struct rt_sigframe: siginfo (128), 176 bytes of struct ucontext, fault address,
+ * x0 to x30, sp. */
+#define UH_SAVED_PC_OFFSET 568
+
 struct uh_registers {
 	struct user_regs_struct user;
 	int32_t call;
@@ -86,6 +96,7 @@ static inline uint64_t uh_ticks(void)
 }
 
 static inline uint64_t uh_pc(const struct uh_registers *r) { return r->user.pc; }
+static inline void uh_set_pc(struct uh_registers *r, uint64_t pc) { r->user.pc = pc; }
 static inline uint64_t uh_sp(const struct uh_registers *r) { return r->user.sp; }
 static inline uint64_t uh_thread_pointer(const struct uh_registers *r) { (void)r; return 0; }
 static inline int uh_is_native(const struct uh_registers *r) { return !(r->user.pstate & 0x10); }

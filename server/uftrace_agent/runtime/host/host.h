@@ -17,7 +17,8 @@ struct uh_site {
 	uint64_t address;
 	uint8_t length;
 	uint8_t status; /* out: enum uh_site_status */
-	uint8_t pad[6];
+	uint8_t may_be_trapped; /* a trap, and bytes of both kinds, are ours as well */
+	uint8_t pad[5];
 	uint8_t expected[16];
 	uint8_t wanted[16];
 };
@@ -36,12 +37,25 @@ struct uh_range {
 	uint64_t end;   /* first allowed one behind it */
 };
 
+struct uh_move {
+	uint64_t from;
+	uint64_t to;
+};
+
+struct uh_thread_pause {
+	int32_t tid;
+	uint32_t pad;
+	uint64_t nanos;
+};
+
 struct uh_pause {
-	uint64_t longest_nanos;
-	int32_t longest_tid;
 	uint32_t threads;
 	uint32_t retries;
 	uint32_t frames; /* return addresses set back */
+	uint32_t count; /* rows in use */
+	uint32_t capacity;
+	uint32_t pad;
+	struct uh_thread_pause *rows; /* the longest stop of each thread */
 };
 
 struct uh_stop {
@@ -60,15 +74,30 @@ struct uh_stop {
 	const uint64_t *slots; /* a copy of the table, 2 words a slot */
 	const struct uh_range *stacks; /* writable memory, by rising address */
 	uint32_t stack_count;
+	uint32_t watched_count;
+	/* Addresses that no stack may hold, since somebody might go on there: */
+	const struct uh_range *watched;
+	/* Who is at one of these goes on at the other, by rising `from`: */
+	const struct uh_move *moves;
+	uint32_t move_count;
 	uint32_t pad2;
+	struct uh_pause pause; /* out */
+};
+
+/* The `trap` writer. */
+struct uh_trap {
+	int32_t pid;
+	int32_t mem_fd;
+	uint64_t deadline_nanos;
+	uint32_t site_count;
+	uint32_t pad;
+	struct uh_site *sites;
 	struct uh_pause pause; /* out */
 };
 
 struct uh_call {
 	int64_t number;
 	uint64_t args[6];
-	uint32_t scratch_mask; /* bit i: args[i] is an offset into the scratch bytes */
-	uint32_t pad;
 	int64_t result; /* out */
 };
 
@@ -84,20 +113,23 @@ struct uh_remote {
 	uint64_t stack_low;  /* the thread's own stack: its stack pointer must be on it */
 	uint64_t stack_high;
 	uint64_t frame_top; /* or 0: the frame goes here, wherever the thread's stack is */
-	const uint8_t *scratch;
-	uint32_t scratch_bytes;
+	uint64_t routine; /* uf_calls, once the annex is there, or 0 */
+	uint64_t table;   /* of UF_CALLS_CAPACITY calls */
 	uint32_t calls_done; /* out */
+	uint32_t pad;
 	uint64_t deadline_nanos;
 	uint64_t pause_nanos; /* out */
 };
 
 uint64_t uh_now(void);
+void uh_note_pause(struct uh_pause *pause, pid_t tid, uint64_t nanos);
 
 /* One stopped thread, and what its resumption needs. */
 struct uh_tracee {
 	pid_t tid;
 	int signal; /* to be delivered on resumption, or 0 */
 	uint64_t stopped_at;
+	uint64_t stopped_for;
 	uint64_t pc;
 	uint64_t sp;
 };

@@ -15,8 +15,10 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "../target/annex.h"
 #include "arch_host.h"
 
 #if defined(__x86_64__)
@@ -66,7 +68,6 @@ struct work {
 	struct uh_registers original;
 	uint64_t frame_at;
 	uint64_t stack_at; /* the stack pointer of the injected calls */
-	uint64_t scratch_at;
 	uint64_t sigmask;
 	uint8_t xstate[XSTATE_MAX];
 	size_t xstate_size;
@@ -106,8 +107,7 @@ static int build_frame(struct work *w, struct frame *frame)
 	top = w->remote->frame_top ? w->remote->frame_top : r.rsp - 128; /* red zone */
 	fp_at = (top - w->xstate_size - 64) & ~63ull;
 	w->frame_at = ((fp_at - sizeof *frame - 64) & ~15ull) - 8;
-	w->scratch_at = (w->frame_at - 1024 - w->remote->scratch_bytes) & ~15ull;
-	low = w->scratch_at - 1024;
+	low = w->frame_at - 2048;
 	/* It may have changed stacks since the caller looked (H75). */
 	if (low < w->remote->stack_low || (!w->remote->frame_top && r.rsp >= w->remote->stack_high))
 		return -ENOSPC;
@@ -151,10 +151,6 @@ static int build_frame(struct work *w, struct frame *frame)
 	frame->uc.sigmask = w->sigmask;
 	if (uh_write_exact(w->remote->mem_fd, w->xstate, w->xstate_size + 4, fp_at) ||
 	    uh_write_exact(w->remote->mem_fd, frame, sizeof *frame, w->frame_at))
-		return -EFAULT;
-	if (w->remote->scratch_bytes &&
-	    uh_write_exact(w->remote->mem_fd, w->remote->scratch, w->remote->scratch_bytes,
-			   w->scratch_at))
 		return -EFAULT;
 	return 0;
 }
@@ -210,6 +206,102 @@ static int inject(struct work *w, int64_t number, const uint64_t args[6], int64_
 	return error;
 }
 
+/* Whether the frame alone brings the thread back as if nothing had been: not where
+ * the kernel keeps the rest of an interrupted call to itself. */
+static int returns_by_frame(const struct work *w)
+{
+	const struct user_regs_struct *r = &w->original.user;
+
+	return (long)r->orig_rax < 0 || ((long)r->rax <= -512 && (long)r->rax >= -514);
+}
+
+/* Wait until no call of the table is left. */
+static int await_calls(const struct uh_remote *remote)
+{
+	const uint64_t deadline = uh_now() + remote->deadline_nanos;
+	uint64_t left;
+
+	for (unsigned spins = 0;; spins++) {
+		struct timespec pause = { 0, 20000 };
+
+		if (uh_read_exact(remote->mem_fd, &left, 8, remote->table))
+			return -ESRCH;
+		if (!left)
+			return 0;
+		if (uh_now() > deadline)
+			return -EINPROGRESS;
+		if (spins > 20)
+			nanosleep(&pause, 0);
+	}
+}
+
+/* Somebody has stopped the process just now: a tracer may let the thread run. */
+static int push_on(const struct uh_remote *remote)
+{
+	int error = uh_seize(remote->tid, PTRACE_O_TRACESYSGOOD), signal;
+
+	for (int round = 0; !error && round < 2; round++) {
+		ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0);
+		do
+			error = uh_await_stop(remote->tid, uh_now() + remote->deadline_nanos, &signal);
+		while (error == -EAGAIN);
+		if (!error && !round && !ptrace(PTRACE_CONT, remote->tid, 0, 0))
+			error = await_calls(remote);
+	}
+	if (!error)
+		uh_detach(remote->tid, signal);
+	return error;
+}
+
+/* Let the thread make all calls in one go, and go on by itself: it stands still for
+ * no longer than the calls take, and needs nobody to end well. */
+static int call_in_one_go(struct work *w)
+{
+	struct uh_remote *remote = w->remote;
+	static _Thread_local uint64_t table[(UF_CALLS_ENTRIES + UF_CALL_BYTES *
+					     (UF_CALLS_CAPACITY + 1)) / 8];
+	struct uh_registers now = w->original;
+	uint64_t *call = table + UF_CALLS_ENTRIES / 8;
+	sigset_t all;
+	size_t size;
+	int error;
+
+	memset(table, 0, UF_CALLS_ENTRIES + UF_CALL_BYTES);
+	call[0] = SYS_sigaltstack; /* see `run` */
+	call[2] = w->frame_at + offsetof(struct frame, uc.stack);
+	for (uint32_t i = 0; i < remote->call_count; i++) {
+		call += UF_CALL_BYTES / 8;
+		call[0] = remote->calls[i].number;
+		memcpy(call + 1, remote->calls[i].args, 48);
+		call[7] = 0;
+	}
+	table[0] = remote->call_count + 1;
+	size = UF_CALLS_ENTRIES + UF_CALL_BYTES * (remote->call_count + 1);
+	if (uh_write_exact(remote->mem_fd, table, size, remote->table))
+		return -EFAULT;
+	now.user.rbx = remote->table;
+	now.user.rip = remote->routine;
+	now.user.rsp = w->frame_at + offsetof(struct frame, uc);
+	now.user.orig_rax = -1;
+	/* No handler may run, and leave by longjmp, before all calls are made. */
+	sigfillset(&all);
+	if (ptrace(PTRACE_SETSIGMASK, remote->tid, 8, &all) || uh_set_registers(remote->tid, &now))
+		return -ESRCH;
+	uh_detach(remote->tid, 0);
+	error = await_calls(remote);
+	if (error == -EINPROGRESS)
+		error = push_on(remote) ? -EINPROGRESS : 0;
+	if (error)
+		return error;
+	if (uh_read_exact(remote->mem_fd, table, size, remote->table))
+		return -ESRCH;
+	for (uint32_t i = 0; i < remote->call_count; i++)
+		remote->calls[i].result =
+			table[(UF_CALLS_ENTRIES + UF_CALL_BYTES * (i + 1) + UF_CALL_RESULT) / 8];
+	remote->calls_done = remote->call_count;
+	return 0;
+}
+
 static int run(void *argument)
 {
 	static _Thread_local struct work w;
@@ -249,6 +341,13 @@ static int run(void *argument)
 		return error;
 	}
 
+	if (remote->routine && remote->call_count <= UF_CALLS_CAPACITY && returns_by_frame(&w)) {
+		error = call_in_one_go(&w);
+		if (error != -EINPROGRESS)
+			remote->pause_nanos = uh_now() - begin;
+		return error;
+	}
+
 	/* No signal handler may run on top of the injected calls. The frame holds
 	 * the real mask, so that the thread's own sigreturn restores it too. */
 	sigfillset(&all);
@@ -259,11 +358,8 @@ static int run(void *argument)
 	error = inject(&w, SYS_sigaltstack, ignored, &result);
 	for (uint32_t i = 0; !error && i < remote->call_count; i++) {
 		struct uh_call *call = &remote->calls[i];
-		uint64_t args[6];
 
-		for (int k = 0; k < 6; k++)
-			args[k] = call->args[k] + (call->scratch_mask >> k & 1 ? w.scratch_at : 0);
-		error = inject(&w, call->number, args, &call->result);
+		error = inject(&w, call->number, call->args, &call->result);
 		if (!error)
 			remote->calls_done++;
 	}

@@ -10,9 +10,22 @@
 #include <errno.h>
 #include <string.h>
 
+#include "arch_host.h"
+
 #define SPAN 65536
 /* Sites nearer than this share a write. */
 #define GAP 1024
+
+/* What the `trap` writer leaves if its agent dies in the middle. */
+static int is_half_done(const struct uh_site *site, const uint8_t *live)
+{
+	if (live[0] != UH_TRAP_BYTE)
+		return 0;
+	for (int k = 1; k < site->length; k++)
+		if (live[k] != site->expected[k] && live[k] != site->wanted[k])
+			return 0;
+	return 1;
+}
 
 static int apply(struct uh_site *site, uint8_t *live)
 {
@@ -20,7 +33,8 @@ static int apply(struct uh_site *site, uint8_t *live)
 		site->status = UH_SITE_ALREADY;
 		return 0;
 	}
-	if (memcmp(live, site->expected, site->length)) {
+	if (memcmp(live, site->expected, site->length) &&
+	    !(site->may_be_trapped && is_half_done(site, live))) {
 		site->status = UH_SITE_CONFLICT;
 		return 0;
 	}

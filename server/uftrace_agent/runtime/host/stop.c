@@ -121,34 +121,50 @@ static void thaw(pid_t pid, uint32_t count, struct uh_pause *pause)
 {
 	for (uint32_t i = 0; i < count; i++) {
 		struct uh_tracee *tracee = &tracees[i];
-		uint64_t now;
 
 		if (!tracee->tid || !tracee->stopped_at)
 			continue;
 		if (!tracee->signal)
 			uh_repair_interrupted_call(pid, tracee->tid);
 		uh_detach(tracee->tid, tracee->signal);
-		now = uh_now();
-		if (tracee->stopped_at && now - tracee->stopped_at > pause->longest_nanos) {
-			pause->longest_nanos = now - tracee->stopped_at;
-			pause->longest_tid = tracee->tid;
-		}
+		tracee->stopped_for = uh_now() - tracee->stopped_at;
 	}
+	for (uint32_t i = 0; i < count; i++)
+		if (tracees[i].tid && tracees[i].stopped_at)
+			uh_note_pause(pause, tracees[i].tid, tracees[i].stopped_for);
 }
 
-static int in_forbidden_range(const struct uh_stop *stop, uint64_t pc)
+/* The range that `address` lies in, or 0; ranges by rising address. */
+static const struct uh_range *range_of(const struct uh_range *ranges, uint32_t count,
+				       uint64_t address)
 {
-	uint32_t low = 0, high = stop->range_count;
+	uint32_t low = 0, high = count;
 
 	while (low < high) {
 		uint32_t middle = (low + high) / 2;
 
-		if (pc >= stop->ranges[middle].end)
+		if (address >= ranges[middle].end)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	return low < stop->range_count && pc >= stop->ranges[low].start;
+	return low < count && address >= ranges[low].start ? &ranges[low] : 0;
+}
+
+/* Where who is at `pc` goes on once the sites have changed; 0: right there. */
+static uint64_t moved(const struct uh_stop *stop, uint64_t pc)
+{
+	uint32_t low = 0, high = stop->move_count;
+
+	while (low < high) {
+		uint32_t middle = (low + high) / 2;
+
+		if (stop->moves[middle].from < pc)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low < stop->move_count && stop->moves[low].from == pc ? stop->moves[low].to : 0;
 }
 
 static int check_counters(struct uh_stop *stop, uint32_t count)
@@ -166,7 +182,8 @@ static int check_counters(struct uh_stop *stop, uint32_t count)
 			return error;
 		tracees[i].pc = uh_pc(&registers);
 		tracees[i].sp = uh_sp(&registers);
-		if (in_forbidden_range(stop, tracees[i].pc))
+		if (range_of(stop->ranges, stop->range_count, tracees[i].pc) &&
+		    !moved(stop, tracees[i].pc))
 			return -EAGAIN;
 	}
 	return 0;
@@ -176,24 +193,27 @@ static int check_counters(struct uh_stop *stop, uint32_t count)
  * memory was mapped since the caller looked. */
 static uint64_t stack_end(const struct uh_stop *stop, uint64_t sp)
 {
-	uint32_t low = 0, high = stop->stack_count;
+	const struct uh_range *stack = range_of(stop->stacks, stop->stack_count, sp);
 
-	while (low < high) {
-		uint32_t middle = (low + high) / 2;
-
-		if (sp >= stop->stacks[middle].end)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	if (low < stop->stack_count && sp >= stop->stacks[low].start)
-		return stop->stacks[low].end;
-	return sp + 65536;
+	return stack ? stack->end : sp + 65536;
 }
 
-/* Words of one stack that are thunks become the return addresses they stand
- * for: the thread goes home without us, and the thunks are free. */
-static void restore_frames(struct uh_stop *stop, uint64_t sp)
+/* What glibc's and musl's return from a signal handler begins with: who jumps to such
+ * code leaves a signal frame behind, struct ucontext first (H67). */
+static int is_restorer(struct uh_stop *stop, uint64_t address)
+{
+	static const uint8_t codes[2][9] = { { 0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05 },
+					     { 0xb8, 15, 0, 0, 0, 0x0f, 0x05 } };
+	uint8_t code[9];
+
+	return !uh_read_exact(stop->mem_fd, code, sizeof code, address) &&
+	       (!memcmp(code, codes[0], 9) || !memcmp(code, codes[1], 7));
+}
+
+/* A word of a stack; what to write there, or 0 to leave it, or a negative errno. */
+typedef int word_look(struct uh_stop *stop, uint64_t at, uint64_t *word);
+
+static int walk_stack(struct uh_stop *stop, uint64_t sp, word_look *look)
 {
 	static _Thread_local uint64_t words[8192];
 	const uint64_t end = stack_end(stop, sp);
@@ -203,21 +223,87 @@ static void restore_frames(struct uh_stop *stop, uint64_t sp)
 		ssize_t got = pread(stop->mem_fd, words, want, at);
 
 		if (got < 8)
-			return;
+			return 0;
 		for (uint32_t i = 0; i < got / 8; i++) {
-			uint64_t offset = words[i] - stop->thunks, real;
+			int found = look(stop, at + i * 8, &words[i]);
 
-			/* A word that leads to the thunk's call is of a function that is
-			 * about to be entered, and stays. */
-			if (offset >= stop->thunk_span ||
-			    offset % UF_THUNK_BYTES != UF_THUNK_RETURN)
-				continue;
-			real = stop->slots[offset / UF_THUNK_BYTES * (UF_SLOT_BYTES / 8)];
-			if (real && !uh_write_exact(stop->mem_fd, &real, 8, at + i * 8))
-				stop->pause.frames++;
+			if (found < 0)
+				return found;
+			if (found)
+				uh_write_exact(stop->mem_fd, &words[i], 8, at + i * 8);
 		}
 		at += got / 8 * 8;
 	}
+	return 0;
+}
+
+/* Thunks become the return addresses they stand for: the thread goes home without
+ * us, and the thunks are free. */
+static int restore_return(struct uh_stop *stop, uint64_t at, uint64_t *word)
+{
+	uint64_t offset = *word - stop->thunks, real;
+
+	(void)at;
+	/* A word that leads to the thunk's call is of a function that is about to be
+	 * entered, and stays. */
+	if (offset >= stop->thunk_span || offset % UF_THUNK_BYTES != UF_THUNK_RETURN)
+		return 0;
+	real = stop->slots[offset / UF_THUNK_BYTES * (UF_SLOT_BYTES / 8)];
+	if (!real)
+		return 0;
+	*word = real;
+	stop->pause.frames++;
+	return 1;
+}
+
+/* The program counter that a signal frame saved, if that is what the word is. */
+static int is_saved_pc(struct uh_stop *stop, uint64_t at)
+{
+	uint64_t restorer;
+
+	return !uh_read_exact(stop->mem_fd, &restorer, 8, at - UH_SAVED_PC_OFFSET) &&
+	       is_restorer(stop, restorer);
+}
+
+static int find_watched(struct uh_stop *stop, uint64_t at, uint64_t *word)
+{
+	if (!range_of(stop->watched, stop->watched_count, *word))
+		return 0;
+	return moved(stop, *word) && is_saved_pc(stop, at) ? 0 : -EAGAIN;
+}
+
+static int move_saved_pc(struct uh_stop *stop, uint64_t at, uint64_t *word)
+{
+	uint64_t to = moved(stop, *word);
+
+	if (!to || !is_saved_pc(stop, at))
+		return 0;
+	*word = to;
+	return 1;
+}
+
+static int walk_stacks(struct uh_stop *stop, uint32_t count, word_look *look)
+{
+	int error = 0;
+
+	for (uint32_t i = 0; i < count && !error; i++)
+		if (tracees[i].tid)
+			error = walk_stack(stop, tracees[i].sp, look);
+	return error;
+}
+
+static int move_counters(struct uh_stop *stop, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t to = tracees[i].tid ? moved(stop, tracees[i].pc) : 0;
+		struct uh_registers registers;
+
+		if (!to || uh_get_registers(tracees[i].tid, &registers))
+			continue;
+		uh_set_pc(&registers, to);
+		uh_set_registers(tracees[i].tid, &registers);
+	}
+	return walk_stacks(stop, count, move_saved_pc);
 }
 
 static int attempt(struct uh_stop *stop)
@@ -228,12 +314,14 @@ static int attempt(struct uh_stop *stop)
 
 	if (!error)
 		error = check_counters(stop, count);
+	if (!error && stop->watched_count)
+		error = walk_stacks(stop, count, find_watched);
 	if (!error) {
 		error = uh_write_sites(stop->mem_fd, stop->sites, stop->site_count);
+		if (!error && stop->move_count)
+			error = move_counters(stop, count);
 		if (!error && stop->thunks)
-			for (uint32_t i = 0; i < count; i++)
-				if (tracees[i].tid)
-					restore_frames(stop, tracees[i].sp);
+			error = walk_stacks(stop, count, restore_return);
 	}
 	thaw(stop->pid, count, &stop->pause);
 	if (count > stop->pause.threads)
@@ -269,6 +357,5 @@ static int run(void *argument)
  * traces the process; -ESRCH: it is gone. */
 UH_API int uh_stop_write(struct uh_stop *stop)
 {
-	memset(&stop->pause, 0, sizeof stop->pause);
 	return uh_run_as_tracer(run, stop);
 }

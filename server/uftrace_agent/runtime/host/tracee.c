@@ -28,6 +28,25 @@ uint64_t uh_now(void)
 	return now.tv_sec * 1000000000ull + now.tv_nsec;
 }
 
+/* Threads beyond the rows that there are count as one, under the last row. */
+void uh_note_pause(struct uh_pause *pause, pid_t tid, uint64_t nanos)
+{
+	uint32_t i = 0;
+
+	if (!pause->capacity)
+		return;
+	while (i < pause->count && pause->rows[i].tid != tid)
+		i++;
+	if (i == pause->capacity)
+		i--;
+	else if (i == pause->count)
+		pause->rows[pause->count++] = (struct uh_thread_pause){ tid, 0, 0 };
+	if (nanos > pause->rows[i].nanos) {
+		pause->rows[i].tid = tid;
+		pause->rows[i].nanos = nanos;
+	}
+}
+
 int uh_read_exact(int fd, void *data, size_t size, uint64_t address)
 {
 	return pread(fd, data, size, address) == (ssize_t)size ? 0 : -EFAULT;

@@ -8,7 +8,7 @@
 #ifndef UF_ANNEX_H
 #define UF_ANNEX_H
 
-#define UF_ANNEX_VERSION 2
+#define UF_ANNEX_VERSION 3
 
 /* Parameter block at the start of every code region: constants of the session. */
 #define UF_PARAM_CONTROL 0
@@ -23,6 +23,7 @@
 #define UF_PARAM_RING_COUNT 64
 /* Offset of the FDE behind its CIE in the unwind block. */
 #define UF_PARAM_FDE_OFFSET 72
+#define UF_PARAM_TRAPS 80
 #define UF_PARAM_BYTES 128
 
 /* Control word (a page with MADV_WIPEONFORK): 0 = every probe is a no-op. */
@@ -87,6 +88,30 @@
 #define UF_THUNK_BYTES 16
 #define UF_SLOT_BYTES 32
 #define UF_SLOT_PROBES 8
+
+/* Table of trapped sites: header, then entries by rising address. While any of
+ * them may hold a trap, the handler of SIGTRAP is ours, and the program's own
+ * action waits here (each 32 bytes, as rt_sigaction takes them). */
+#define UF_TRAPS_INSTALLED 0
+#define UF_TRAPS_COUNT 8
+#define UF_TRAPS_OURS 16
+#define UF_TRAPS_PROGRAMS 48
+#define UF_TRAPS_ANSWER 80
+#define UF_TRAPS_ENTRIES 128
+#define UF_TRAP_ADDRESS 0
+#define UF_TRAP_TARGET 8
+#define UF_TRAP_RETURN 16
+#define UF_TRAP_BYTES 24
+#define UF_TRAP_CAPACITY 65536
+#define UF_SIGACTION_BYTES 32
+
+/* Table of system calls that a thread makes for the agent in one go: a word that
+ * counts down the calls left, then {number, six arguments, result} each. */
+#define UF_CALLS_LEFT 0
+#define UF_CALLS_ENTRIES 64
+#define UF_CALL_BYTES 64
+#define UF_CALL_RESULT 56
+#define UF_CALLS_CAPACITY 1023
 
 /* Manifest: header, then one entry a site. */
 #define UF_MANIFEST_MAGIC 0x31464d6563617266

@@ -13,12 +13,45 @@ static inline uint64_t uf_ticks(void)
 	return low | (uint64_t)high << 32;
 }
 
-static inline uint32_t uf_gettid(void)
+#define UF_RT_SIGACTION 13
+#define UF_GETPID 39
+#define UF_GETTID 186
+#define UF_TGKILL 234
+
+static inline uint64_t uf_system_call(uint64_t number, uint64_t a, uint64_t b, uint64_t c,
+				      uint64_t d)
 {
+	register uint64_t fourth __asm__("r10") = d;
 	uint64_t result;
 
-	__asm__ volatile("syscall" : "=a"(result) : "0"(186) : "rcx", "r11", "memory");
-	return (uint32_t)result;
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "0"(number), "D"(a), "S"(b), "d"(c), "r"(fourth)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+
+/* Words of struct ucontext (arch/x86/include/uapi/asm/sigcontext.h): 40 bytes
+ * before the registers, among which rsp is the 16th and rip the 17th. */
+#define UF_CONTEXT_SP 20
+#define UF_CONTEXT_PC 21
+
+/* Where the trap lies: int3 leaves the program counter behind itself. */
+static inline uint64_t uf_trap_address(const void *context)
+{
+	return ((const uint64_t *)context)[UF_CONTEXT_PC] - 1;
+}
+
+/* Let the interrupted thread jump to `target`, or call it from before `return_to`. */
+static inline void uf_go_on_at(void *context, uint64_t target, uint64_t return_to)
+{
+	uint64_t *words = context;
+
+	if (return_to) {
+		words[UF_CONTEXT_SP] -= 8;
+		*(uint64_t *)words[UF_CONTEXT_SP] = return_to;
+	}
+	words[UF_CONTEXT_PC] = target;
 }
 #elif defined(__aarch64__)
 static inline uint64_t uf_ticks(void)
@@ -29,15 +62,51 @@ static inline uint64_t uf_ticks(void)
 	return ticks;
 }
 
-static inline uint32_t uf_gettid(void)
-{
-	register uint64_t number __asm__("x8") = 178;
-	register uint64_t result __asm__("x0");
+#define UF_RT_SIGACTION 134
+#define UF_GETPID 172
+#define UF_GETTID 178
+#define UF_TGKILL 131
 
-	__asm__ volatile("svc #0" : "=r"(result) : "r"(number) : "memory");
-	return (uint32_t)result;
+static inline uint64_t uf_system_call(uint64_t number, uint64_t a, uint64_t b, uint64_t c,
+				      uint64_t d)
+{
+	register uint64_t x8 __asm__("x8") = number;
+	register uint64_t x0 __asm__("x0") = a;
+	register uint64_t x1 __asm__("x1") = b;
+	register uint64_t x2 __asm__("x2") = c;
+	register uint64_t x3 __asm__("x3") = d;
+
+	__asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
+	return x0;
+}
+
+/* Words of struct ucontext (arch/arm64/include/uapi/asm/ucontext.h): 176 bytes,
+ * the fault address, x0 to x30, sp, pc. */
+#define UF_CONTEXT_LR 53
+#define UF_CONTEXT_PC 55
+
+/* Where the trap lies: brk leaves the program counter on itself. */
+static inline uint64_t uf_trap_address(const void *context)
+{
+	return ((const uint64_t *)context)[UF_CONTEXT_PC];
+}
+
+/* Let the interrupted thread jump to `target`, or call it from before `return_to`. */
+static inline void uf_go_on_at(void *context, uint64_t target, uint64_t return_to)
+{
+	uint64_t *words = context;
+
+	if (return_to)
+		words[UF_CONTEXT_LR] = return_to;
+	words[UF_CONTEXT_PC] = target;
 }
 #else
 #error "no target runtime for this machine"
 #endif
+
+static inline uint32_t uf_gettid(void)
+{
+	return (uint32_t)uf_system_call(UF_GETTID, 0, 0, 0, 0);
+}
+
 #endif

@@ -10,48 +10,7 @@
 
 #include "annex.h"
 #include "arch.h"
-
-struct uf_thread {
-	uint64_t key;
-	uint32_t tid;
-	uint32_t busy;
-	uint64_t head;
-	uint64_t limit;
-	uint64_t mask;
-	uint64_t base;
-	struct uf_ring *ring;
-	uint64_t size;
-};
-
-struct uf_ring {
-	uint64_t owner; /* tid | state << 32 */
-	uint64_t lost;
-	uint64_t shared_head;
-	struct uf_thread *thread;
-	uint64_t pad[4];
-	uint64_t tail;
-	uint64_t pad2[7];
-};
-
-struct uf_slot {
-	uint64_t address;
-	uint32_t word;
-	uint32_t pad;
-	uint64_t resume;
-	uint64_t pad2;
-};
-
-struct uf_params {
-	uint64_t control;
-	struct uf_thread *directory;
-	struct uf_slot *slots;
-	uint64_t thunks;
-	int64_t tid_offset;
-	struct uf_ring *rings;
-	uint64_t ring_data;
-	uint64_t ring_bytes;
-	uint64_t ring_count;
-};
+#include "params.h"
 
 _Static_assert(sizeof(struct uf_thread) == UF_THREAD_BYTES, "thread entry");
 _Static_assert(offsetof(struct uf_thread, size) == UF_THREAD_SIZE, "thread entry");
@@ -61,10 +20,6 @@ _Static_assert(offsetof(struct uf_ring, tail) == UF_RING_TAIL, "ring header");
 _Static_assert(sizeof(struct uf_slot) == UF_SLOT_BYTES, "slot");
 _Static_assert(offsetof(struct uf_slot, resume) == UF_SLOT_RESUME, "slot");
 _Static_assert(offsetof(struct uf_params, ring_count) == UF_PARAM_RING_COUNT, "parameters");
-
-extern const struct uf_params uf_params __attribute__((visibility("hidden")));
-
-#define PROBE __attribute__((visibility("hidden"), used, noinline))
 
 static inline uint64_t owner_word(uint32_t tid, uint32_t state)
 {

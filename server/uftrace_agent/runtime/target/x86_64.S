@@ -63,6 +63,8 @@ uf_unwind_fde:
 	leaq	S_OFF(%rsp), \dst
 	.elseif \how == 1		/* called by `call __fentry__` */
 	leaq	S_OFF+8(%rsp), \dst
+	.elseif \how == 3		/* the stub has put the address there */
+	movq	48(%rsp), \dst
 	.else				/* called by `call mcount` after push rbp; mov rsp,rbp */
 	leaq	8(%rbp), \dst
 	.endif
@@ -291,6 +293,7 @@ uf_unwind_fde:
 	ENTRY_PROBE uf_entry_only, 0, 0, 0
 	ENTRY_PROBE uf_entry_only_fentry, 1, 0, 0
 	ENTRY_PROBE uf_entry_only_mcount, 2, 0, 0
+	ENTRY_PROBE uf_point, 3, 0, 0
 
 /* ---- function exit: thunk i is `call *resume; push $i; jmp uf_exit` ----
  * The traced function has returned to behind the call; rsp is as its caller
@@ -420,5 +423,36 @@ uf_find_fde:
 	leaq	uf_unwind_fde(%rip), %rax
 	addq	uf_params+UF_PARAM_FDE_OFFSET(%rip), %rax	/* never 0: ZF clear */
 	ret
+
+/* ---- the way back from uf_trapped: the bytes by which unwinders and debuggers know
+ * a signal frame ---- */
+	.globl	uf_restorer
+	.hidden	uf_restorer
+	.p2align 4
+uf_restorer:
+	movq	$15, %rax
+	syscall
+
+/* ---- system calls for the agent: rbx = the table, rsp = a signal frame's ucontext,
+ * from which the thread goes on where it was ---- */
+	.globl	uf_calls
+	.hidden	uf_calls
+	.p2align 4
+uf_calls:
+	leaq	UF_CALLS_ENTRIES(%rbx), %r12
+1:	cmpq	$0, UF_CALLS_LEFT(%rbx)
+	je	uf_restorer
+	movq	(%r12), %rax
+	movq	8(%r12), %rdi
+	movq	16(%r12), %rsi
+	movq	24(%r12), %rdx
+	movq	32(%r12), %r10
+	movq	40(%r12), %r8
+	movq	48(%r12), %r9
+	syscall
+	movq	%rax, UF_CALL_RESULT(%r12)
+	addq	$UF_CALL_BYTES, %r12
+	decq	UF_CALLS_LEFT(%rbx)
+	jmp	1b
 
 	.section .note.GNU-stack,"",@progbits

@@ -1,0 +1,84 @@
+"""Which writer changes which site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from uftrace_agent.engine.model import Form, Refusal, Status, Writer
+from uftrace_agent.engine.program import ModuleView, ProgramFunction
+from uftrace_agent.engine.report import SiteOutcome
+from uftrace_agent.engine.site import SitePlan
+from uftrace_agent.engine.trap_guards import module_refusal, process_refusal
+
+# How much each disturbs the program, the least first.
+_INTRUSIVE = (Writer.BYTE, Writer.TRAP, Writer.STOP)
+
+
+class WriterChoice:
+    """The choice for one request: `byte`, then `trap` where its guards pass, then `stop`.
+
+    The guards are asked when the first site needs them.
+
+    Args:
+        pid: The process.
+        modules: What is mapped in it.
+        asked: What the user wants.
+    """
+
+    def __init__(self, pid: int, modules: Sequence[ModuleView], asked: Writer) -> None:
+        self._pid = pid
+        self._modules = modules
+        self._asked = asked
+        self._details: dict[str, None] = {}
+
+    @property
+    def detail(self) -> str:
+        """Why sites are changed by `stop` though `auto` was asked; empty where none is."""
+        return "; ".join(self._details)
+
+    @cached_property
+    def _trap_refusal(self) -> str:
+        return process_refusal(self._pid, self._modules)
+
+    def _no_trap(self, function: ProgramFunction) -> str:
+        return self._trap_refusal or module_refusal(function.module)
+
+    def refusal(self, function: ProgramFunction) -> SiteOutcome | None:
+        """Why the writer that was asked for cannot serve a function; None where it can."""
+        if self._asked is not Writer.TRAP:
+            return None
+        reason = self._no_trap(function)
+        if not reason:
+            return None
+        return SiteOutcome(
+            function,
+            Status.REFUSED,
+            refusal=Refusal.WRITER_UNSUITABLE,
+            detail=f"trap: {reason}; use auto or stop",
+        )
+
+    def of_site(self, function: ProgramFunction, site: SitePlan) -> Writer:
+        """The writer for one site."""
+        if self._asked is Writer.STOP or site.form is Form.MULTI:
+            return Writer.STOP
+        if site.writer is Writer.BYTE and self._asked is not Writer.TRAP:
+            return Writer.BYTE
+        if reason := self._no_trap(function):
+            self._details[f"stop, not trap: {reason}"] = None
+            return Writer.STOP
+        return Writer.TRAP
+
+    def of_function(self, function: ProgramFunction, plan: SitePlan) -> Writer:
+        """The most intrusive writer that a function's sites need."""
+        return most_intrusive([self.of_site(function, site) for site in plan.sites()])
+
+
+def most_intrusive(writers: Sequence[Writer]) -> Writer:
+    """Of several writers, the one that disturbs most."""
+    return max(writers, key=_INTRUSIVE.index)
+
+
+def writer_fits(plan: SitePlan, asked: Writer) -> bool:
+    """Whether an old plan can be carried out by a writer that is asked for now."""
+    return asked is not Writer.BYTE or all(site.writer is Writer.BYTE for site in plan.sites())

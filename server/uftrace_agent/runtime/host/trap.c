@@ -1,0 +1,297 @@
+/* trap.c - the `trap` writer: several bytes of an instruction, while it is executed.
+ *
+ * A trap goes over the first byte of every site, then the other bytes change,
+ * then the first one does; between the three, every processor is made to look at
+ * its instructions anew. Who meets a trap meanwhile is sent on by the target's
+ * own handler (target/trap.c), which this side sees to beforehand. The order is
+ * that of the kernel's smp_text_poke_batch_finish (arch/x86/kernel/alternative.c).
+ */
+#include "host.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "arch_host.h"
+
+/* ---- the barrier ---- */
+
+/* Run on every processor that is online: whatever thread of the target ran there is
+ * interrupted, and comes back through a change of address spaces or an interrupt's
+ * return, both of which make the processor fetch its instructions anew (Intel SDM
+ * volume 3, 9.3, "Serializing instructions"). It takes nothing of the target, as
+ * membarrier would, and no processor is asked to wait. */
+static int visit_processors(const cpu_set_t *processors)
+{
+	int error = 0;
+
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		cpu_set_t one;
+
+		if (!CPU_ISSET(cpu, processors))
+			continue;
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		/* The call returns on that processor. */
+		if (sched_setaffinity(0, sizeof one, &one))
+			error = -errno;
+	}
+	return error;
+}
+
+/* The processors of /sys/devices/system/cpu/online: "0-3,8". */
+static int online_processors(cpu_set_t *processors)
+{
+	char text[1024], *at = text;
+	FILE *file = fopen("/sys/devices/system/cpu/online", "re");
+
+	if (!file)
+		return -errno;
+	if (!fgets(text, sizeof text, file))
+		text[0] = 0;
+	fclose(file);
+	CPU_ZERO(processors);
+	while (*at >= '0' && *at <= '9') {
+		long first = strtol(at, &at, 10), last = first;
+
+		if (*at == '-')
+			last = strtol(at + 1, &at, 10);
+		if (last >= CPU_SETSIZE)
+			return -E2BIG;
+		for (long cpu = first; cpu <= last; cpu++)
+			CPU_SET(cpu, processors);
+		at += *at == ',';
+	}
+	return CPU_COUNT(processors) ? 0 : -ENODATA;
+}
+
+static int look_at_processors(void *argument)
+{
+	cpu_set_t processors;
+	int error = online_processors(&processors);
+
+	(void)argument;
+	return error ? error : visit_processors(&processors);
+}
+
+/* Whether the agent may run on every processor: 0, or a negative errno. */
+UH_API int uh_can_visit_processors(void)
+{
+	return uh_run_as_tracer(look_at_processors, 0);
+}
+
+/* ---- the phases ---- */
+
+static int is_pending(const struct uh_site *site)
+{
+	return site->status == UH_SITE_UNTOUCHED;
+}
+
+static void write_byte(int mem_fd, struct uh_site *site, uint8_t byte)
+{
+	if (uh_write_exact(mem_fd, &byte, 1, site->address))
+		site->status = UH_SITE_FAILED;
+}
+
+/* Which sites are as they are expected to be; the others are left alone. */
+static void look(struct uh_trap *trap)
+{
+	for (uint32_t i = 0; i < trap->site_count; i++) {
+		struct uh_site *site = &trap->sites[i];
+		uint8_t live[16];
+
+		site->status = UH_SITE_FAILED;
+		if (uh_read_exact(trap->mem_fd, live, site->length, site->address))
+			continue;
+		if (!memcmp(live, site->wanted, site->length))
+			site->status = UH_SITE_ALREADY;
+		else if (memcmp(live, site->expected, site->length))
+			site->status = UH_SITE_CONFLICT;
+		else
+			site->status = UH_SITE_UNTOUCHED;
+	}
+}
+
+static void write_tail(int mem_fd, struct uh_site *site, const uint8_t *code)
+{
+	int first = 0, last = 0;
+
+	for (int k = 1; k < site->length; k++)
+		if (site->expected[k] != site->wanted[k]) {
+			if (!first)
+				first = k;
+			last = k;
+		}
+	if (first && uh_write_exact(mem_fd, code + first, last - first + 1, site->address + first))
+		site->status = UH_SITE_FAILED;
+}
+
+static void write_tails(struct uh_trap *trap, int back)
+{
+	for (uint32_t i = 0; i < trap->site_count; i++) {
+		struct uh_site *site = &trap->sites[i];
+
+		if (is_pending(site))
+			write_tail(trap->mem_fd, site, back ? site->expected : site->wanted);
+	}
+}
+
+static int run(void *argument)
+{
+	struct uh_trap *trap = argument;
+	const struct sched_param first_of_all = { .sched_priority = 1 };
+	cpu_set_t processors;
+	int error = online_processors(&processors);
+
+	/* So that a busy processor is visited now and not after somebody's time slice. */
+	sched_setscheduler(0, SCHED_FIFO, &first_of_all);
+	if (!error)
+		error = visit_processors(&processors);
+	if (error)
+		return error; /* nothing was changed */
+	look(trap);
+	for (uint32_t i = 0; i < trap->site_count; i++)
+		if (is_pending(&trap->sites[i]))
+			write_byte(trap->mem_fd, &trap->sites[i], UH_TRAP_BYTE);
+	error = visit_processors(&processors);
+	if (!error) {
+		write_tails(trap, 0);
+		error = visit_processors(&processors);
+		if (error)
+			write_tails(trap, 1);
+	}
+	/* A processor was taken away from us: back to where they were. */
+	if (error)
+		visit_processors(&processors);
+	for (uint32_t i = 0; i < trap->site_count; i++) {
+		struct uh_site *site = &trap->sites[i];
+
+		if (!is_pending(site))
+			continue;
+		write_byte(trap->mem_fd, site, error ? site->expected[0] : site->wanted[0]);
+		if (is_pending(site))
+			site->status = error ? UH_SITE_FAILED : UH_SITE_WRITTEN;
+	}
+	visit_processors(&processors);
+	return error;
+}
+
+/* Change the sites while the program runs. Its handler of SIGTRAP must be ours, and
+ * know the sites. 0, or a negative errno (then the sites are as they were). */
+UH_API int uh_trap_write(struct uh_trap *trap)
+{
+	return uh_run_as_tracer(run, trap);
+}
+
+/* ---- afterwards: is any trap still on its way to the handler? ---- */
+
+static int read_text(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got;
+
+	if (fd < 0)
+		return -errno;
+	got = read(fd, text, size - 1);
+	close(fd);
+	if (got < 0)
+		return -errno;
+	text[got] = 0;
+	return 0;
+}
+
+static int trap_is_pending(pid_t pid, pid_t tid)
+{
+	char path[64], text[4096];
+	unsigned long pending = 0;
+	const char *line;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/status", pid, tid);
+	if (read_text(path, text, sizeof text))
+		return 0;
+	line = strstr(text, "\nSigPnd:");
+	if (line)
+		sscanf(line + 8, "%lx", &pending);
+	return pending >> (SIGTRAP - 1) & 1;
+}
+
+/* A thread that is inside a system call has no trap on its way: it could not have
+ * made the call. Any other may be in the kernel's own code between the two. */
+static int is_in_call(pid_t pid, pid_t tid)
+{
+	char path[64], text[256];
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/syscall", pid, tid);
+	return !read_text(path, text, sizeof text) && text[0] >= '0' && text[0] <= '9';
+}
+
+static int settle_thread(struct uh_trap *trap, pid_t tid, uint64_t deadline)
+{
+	for (;;) {
+		int signal, error, pending;
+		uint64_t stopped_at;
+
+		if (is_in_call(trap->pid, tid))
+			return 0;
+		error = uh_seize(tid, PTRACE_O_TRACESYSGOOD);
+		if (error == -ESRCH)
+			return 0;
+		if (error)
+			return error == -EPERM ? -EAGAIN : error; /* ended, or ending */
+		ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+		do
+			error = uh_await_stop(tid, deadline, &signal);
+		while (error == -EAGAIN);
+		if (error)
+			return error == -ESRCH ? 0 : error;
+		stopped_at = uh_now();
+		/* At a stop, a trap that was met is the signal being delivered, or waits. */
+		pending = signal == SIGTRAP || trap_is_pending(trap->pid, tid);
+		if (!signal)
+			uh_repair_interrupted_call(trap->pid, tid);
+		uh_detach(tid, signal);
+		uh_note_pause(&trap->pause, tid, uh_now() - stopped_at);
+		if (!pending)
+			return 0;
+		if (uh_now() > deadline)
+			return -ETIMEDOUT;
+	}
+}
+
+static int settle(void *argument)
+{
+	struct uh_trap *trap = argument;
+	uint64_t deadline = uh_now() + trap->deadline_nanos;
+	char path[64];
+	struct dirent *entry;
+	DIR *tasks;
+	int error = 0;
+
+	snprintf(path, sizeof path, "/proc/%d/task", trap->pid);
+	tasks = opendir(path);
+	if (!tasks)
+		return -ESRCH;
+	while (!error && (entry = readdir(tasks)))
+		if (atoi(entry->d_name) > 0)
+			do
+				error = settle_thread(trap, atoi(entry->d_name), deadline);
+			while (error == -EAGAIN && uh_now() < deadline);
+	closedir(tasks);
+	return error;
+}
+
+/* Wait until no thread has met a trap without having been in the handler; only
+ * threads that run are looked at, each by itself. 0; -ETIMEDOUT: ask again later. */
+UH_API int uh_trap_settle(struct uh_trap *trap)
+{
+	return uh_run_as_tracer(settle, trap);
+}

@@ -1,0 +1,101 @@
+"""What an agent that died left in a process, and what a forked child inherited."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from uftrace_agent.engine.annex import DataPlaces
+from uftrace_agent.engine.manifest import Entry, FoundManifest, Manifest, Phase
+from uftrace_agent.engine.report import DEFAULT_STOP_DEADLINE_NS
+from uftrace_agent.engine.trap_writer import SignalTable, settle
+from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
+from uftrace_agent.errors import AlreadyHeldError, BusyTargetError, NoSuchProcessError
+from uftrace_agent.process.identity import ProcessId, start_time_ticks
+from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.pauses import Pauses
+from uftrace_agent.process.remote_calls import RemoteCaller
+from uftrace_agent.process.system_calls import X86_64
+from uftrace_agent.runtime.layout import SLOT_TABLE_BYTES, THUNK_SPAN
+
+_DEADLINE_NS: Final = 10 * DEFAULT_STOP_DEADLINE_NS
+
+
+def restore_leftovers(
+    memory: ProcessMemory, process: ProcessId, leftovers: Sequence[FoundManifest], pauses: Pauses
+) -> int:
+    """Set back what earlier agents left patched; how many sites that were.
+
+    Raises:
+        AlreadyHeldError: One of those agents is alive.
+        BusyTargetError: The threads did not stop in time; nothing was changed.
+    """
+    restored = 0
+    for found in leftovers:
+        if _is_held(found, process):
+            raise AlreadyHeldError(
+                f"agent {found.identity.agent_pid} holds process {process.pid}",
+                hint="detach there first: one process has one agent",
+                metadata={"agent_pid": str(found.identity.agent_pid)},
+            )
+        restored += restore(memory, found, pauses)
+    return restored
+
+
+def _is_held(found: FoundManifest, process: ProcessId) -> bool:
+    identity = found.identity
+    if identity.agent_pid == os.getpid() or identity.boot_id != process.boot_id:
+        return False
+    if (identity.pid, identity.start_time_ticks) != (process.pid, process.start_time_ticks):
+        return False  # a forked child's copy of its parent's
+    try:
+        return start_time_ticks(identity.agent_pid) == identity.agent_start_time_ticks
+    except NoSuchProcessError:
+        return False
+
+
+def restore(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> int:
+    """Set back what a manifest says is patched; how many sites that were.
+
+    Raises:
+        BusyTargetError: The threads did not stop in time; nothing was changed.
+    """
+    patched = [entry for entry in found.entries if entry.phase is not Phase.FREE]
+    data = DataPlaces.at(found.address)
+    memory.write(data.control, bytes(4))
+    if patched:
+        _restore_sites(memory, found, patched, pauses)
+    # Only now, with no trap left in the code, may the program have its own action
+    # for SIGTRAP again.
+    caller = RemoteCaller(memory)
+    table = SignalTable(data.traps, memory, caller, X86_64)
+    if table.is_installed:
+        settle(memory, _DEADLINE_NS, pauses)
+        table.remove()
+        pauses.merge(caller.take_pauses())
+    Manifest(memory, found.address, found.identity).disown(found.entries)
+    return len(patched)
+
+
+def _restore_sites(
+    memory: ProcessMemory, found: FoundManifest, patched: Sequence[Entry], pauses: Pauses
+) -> None:
+    repair = None
+    if found.identity.thunks:
+        slots = memory.read(DataPlaces.at(found.address).slots, SLOT_TABLE_BYTES)
+        repair = FrameRepair(found.identity.thunks, THUNK_SPAN, slots)
+    heads = [entry.head.reversed() for entry in patched]
+    write_stopped(
+        memory, StopOrder(heads, _DEADLINE_NS, repair=repair, may_be_trapped=True), pauses
+    )
+    tails = [entry.tail.reversed() for entry in patched if entry.tail is not None]
+    spans = [(tail.address, tail.end) for tail in tails]
+    if not tails:
+        return
+    try:
+        write_stopped(memory, StopOrder(tails, _DEADLINE_NS, spans, watched=spans), pauses)
+    except BusyTargetError:
+        # Some thread is to go on in padding that nothing leads to any more: it stays
+        # as it is, and does no harm.
+        return
