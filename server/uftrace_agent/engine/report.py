@@ -11,7 +11,7 @@ from uftrace_agent.engine.program import ProgramFunction
 from uftrace_agent.engine.site import SitePlan
 from uftrace_agent.process.pauses import Pauses
 
-DEFAULT_STOP_DEADLINE_NS: Final = 200_000_000
+DEFAULT_STOP_DEADLINE_NS: Final = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)

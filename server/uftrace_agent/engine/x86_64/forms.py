@@ -24,6 +24,7 @@ from uftrace_agent.engine.x86_64.instruction import (
     jump,
 )
 from uftrace_agent.engine.x86_64.jump_targets import JumpTargetsCache
+from uftrace_agent.engine.x86_64.multi import plan_multi
 from uftrace_agent.engine.x86_64.profile_calls import plan_profile_calls
 from uftrace_agent.engine.x86_64.sleds import event_ids, plan_sleds
 from uftrace_agent.runtime.blob import load_blob
@@ -108,6 +109,11 @@ class X86Architecture:
                 reasons.append(error.detail)
         if refusal is None:
             raise RefusedError(Refusal.UNDECODABLE, "the first bytes are no instruction")
+        if request.allow_multi:
+            try:
+                return plan_multi(request, layout, self._targets)
+            except RefusedError as error:
+                reasons.append(error.detail)
         raise RefusedError(refusal, "; ".join(reasons))
 
     def extra_ids(self, function: FunctionCode) -> int:

@@ -26,6 +26,7 @@ A paired stub (see ENTRY_PROBE in x86_64.S) goes on in one of two ways:
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -132,6 +133,25 @@ def _onward(at: int, transfer: Instruction) -> bytes:
     if slot is None:
         raise OutOfReachError("the call has no target that is known beforehand")
     return b"\xff\x25" + relative32(at + 6, slot)
+
+
+def multi_stub(
+    at: int, probe: int, word: int, displaced: Sequence[Instruction], resume: int
+) -> tuple[bytes, list[int]]:
+    """A stub for a site that displaces several instructions, and where each went.
+
+    Raises:
+        UnmovableError, OutOfReachError: As `entry_stub`.
+    """
+    code = _head(at, probe, word)
+    places: list[int] = []
+    falls_through = True
+    for instruction in displaced:
+        places.append(at + len(code))
+        moved = instruction.moved_to(at + len(code))
+        code += moved.code
+        falls_through = moved.falls_through
+    return _with_tail(code, at, resume, falls_through), places
 
 
 def unwinder_stub(at: int, find_fde: int, displaced: Instruction, resume: int) -> bytes:
