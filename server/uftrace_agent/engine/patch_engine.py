@@ -91,9 +91,9 @@ class PatchEngine:
         if not (options.dry_run or options.plan.entry_only):
             # Before the first return address is replaced, every unwinder in the
             # process must be able to see through the thunks (H39).
-            hooking = self._choice(Writer.AUTO)
+            hooking = self._choice(Writer.AUTO, report.pauses)
             self._hooks.install(self._program.modules, hooking, report.pauses)
-        choice = self._choice(options.plan.writer)
+        choice = self._choice(options.plan.writer, report.pauses)
         parked, planned, layout = self._plan(functions, options, choice, report)
         report.plan_ns = time.monotonic_ns() - started
         if options.dry_run or (options.all_or_nothing and report.has_refusal()):
@@ -126,8 +126,13 @@ class PatchEngine:
         report.pauses.merge(self._annex.caller.take_pauses())
         return report
 
-    def _choice(self, asked: Writer) -> WriterChoice:
-        return WriterChoice(self._memory.pid, self._program.modules, asked)
+    def _choice(self, asked: Writer, pauses: Pauses) -> WriterChoice:
+        return WriterChoice(
+            self._memory.pid,
+            self._program.modules,
+            asked,
+            lambda: self._traps.handlers_refusal(pauses),
+        )
 
     def _plan(
         self,
@@ -391,7 +396,7 @@ class PatchEngine:
         """
         if any(t.enabled and t.plan.has_exit for t in self.tracepoints.values()):
             self._program.refresh()
-            choice = self._choice(Writer.AUTO)
+            choice = self._choice(Writer.AUTO, Pauses())
             self._hooks.install(self._program.modules, choice, Pauses())
 
     # -- disabling ---------------------------------------------------------
@@ -415,7 +420,7 @@ class PatchEngine:
         ]
         if not enabled:
             return
-        choice = self._choice(options.plan.writer)
+        choice = self._choice(options.plan.writer, report.pauses)
         self._journal(enabled, Phase.RESTORING)
         changed, spans = self._change(enabled, options, choice, report, restores=True)
         late: list[Tracepoint] = []
@@ -474,7 +479,7 @@ class PatchEngine:
         heads = self._hooks.ways_back()
         if not self.tracepoints and not heads:
             return report
-        self._traps.finish(10 * deadline_ns, report.pauses)
+        self._traps.finish(report.pauses)
         repair = FrameRepair(self._annex.thunks, THUNK_SPAN, self._annex.read_slots())
         code = self._annex.code_ranges
         plans = [plan for plan, _ in self._parked.values()]

@@ -93,7 +93,7 @@ class SiteWriter:
         if not any(change.restores for change in changes):
             write_running(self._memory, [c.plan.tail for c in changes if c.plan.tail is not None])
         self._running(changes, done)
-        self._trapped(changes, done, deadline_ns, pauses, may_stop)
+        self._trapped(changes, done, pauses, may_stop)
         self._stopped(changes, done, deadline_ns, pauses)
         self._set_tails_back(changes, done)
         return done
@@ -114,7 +114,6 @@ class SiteWriter:
         self,
         changes: Sequence[SiteChange],
         done: Changed,
-        deadline_ns: int,
         pauses: Pauses,
         may_stop: bool,
     ) -> None:
@@ -123,7 +122,7 @@ class SiteWriter:
             batch = rows[first : first + CAPACITY]
             sites = [_trap_site(changes[i]) for i in batch]
             try:
-                _store(done, batch, self._traps.write(sites, deadline_ns, pauses))
+                _store(done, batch, self._traps.write(sites, pauses))
             except BusyTargetError as error:
                 done.notes.append(error.message)
                 if may_stop:

@@ -38,10 +38,13 @@ _SA_ONSTACK: Final = 0x08000000
 _SA_RESTART: Final = 0x10000000
 _SA_NODEFER: Final = 0x40000000
 _SA_RESETHAND: Final = 0x80000000
-# Of the program's own flags, those that matter to a signal that is passed on.
-_KEPT: Final = _SA_ONSTACK | _SA_RESTART
+# Of the program's own flags, what matters to a signal that is passed on.
+_KEPT: Final = _SA_RESTART
 # What the threads library itself catches: its handlers are in libc.
 _LIBRARY_SIGNALS: Final = (32, 33)
+
+# No thread waits for it but the agent's own.
+_SETTLE_NS: Final = 10_000_000_000
 
 CAPACITY: Final = define("TRAP_CAPACITY")
 _ENTRY: Final = struct.Struct("<QQQ")
@@ -121,16 +124,12 @@ class SignalTable:
         """Make `handler` the process's handler of SIGTRAP.
 
         Raises:
-            BusyTargetError: The program has an action, or handlers, that forbid it;
-                or no thread could be used in time.
+            BusyTargetError: The program changes its action right now, or no thread
+                could be used in time.
         """
-        caught = int(status_field(self._memory.pid, "SigCgt") or "0", 16)
-        signals = [
-            number
-            for number in range(1, 65)
-            if caught >> (number - 1) & 1 and number not in _LIBRARY_SIGNALS
-        ]
-        before = self._check_handlers(signals) if signals else Action(0, 0, 0, 0)
+        before = Action(0, 0, 0, 0)
+        if _SIGTRAP in self._caught():
+            before = self._read_actions([_SIGTRAP])[_SIGTRAP]
         flags = _SA_SIGINFO | _SA_RESTORER | _SA_NODEFER | (before.flags & _KEPT)
         ours = Action(handler, flags, restorer, before.mask)
         self._memory.write(self._place("OURS"), ours.pack())
@@ -141,31 +140,47 @@ class SignalTable:
             self.remove()
             raise BusyTargetError("the program changed its handler of SIGTRAP just now")
 
-    # The masks of all handlers; the action for SIGTRAP is returned.
-    def _check_handlers(self, signals: Sequence[int]) -> Action:
-        place = self._place("ENTRIES")  # not in use yet
-        # The kernel refuses SIGKILL and SIGSTOP, which cannot be caught.
-        wanted = sorted({*signals, _SIGTRAP})
+    def handlers_refusal(self) -> str:
+        """Why some handler of the program forbids traps; empty where none does.
+
+        Raises:
+            BusyTargetError: No thread could be used in time.
+        """
+        caught = self._caught()
+        for number, action in self._read_actions(caught).items() if caught else ():
+            if number == _SIGTRAP:
+                if action.flags & _SA_RESETHAND:
+                    return "the program's handler of SIGTRAP serves once only"
+            elif action.mask >> (_SIGTRAP - 1) & 1:
+                return f"the handler of signal {number} runs with SIGTRAP blocked"
+            if action.flags & _SA_ONSTACK:
+                return (
+                    f"the handler of signal {number} runs on a stack of its own, "
+                    "which may be too small for one more signal"
+                )
+        return ""
+
+    def _caught(self) -> list[int]:
+        mask = int(status_field(self._memory.pid, "SigCgt") or "0", 16)
+        return [n for n in range(1, 65) if mask >> (n - 1) & 1 and n not in _LIBRARY_SIGNALS]
+
+    # Through the table's entries, which are not in use: nothing is installed.
+    def _read_actions(self, signals: Sequence[int]) -> dict[int, Action]:
+        place = self._place("ENTRIES")
         size = define("SIGACTION_BYTES")
-        saved = self._memory.read(place, size * len(wanted))
+        saved = self._memory.read(place, size * len(signals))
         self._caller.call(
             [
                 RemoteCall(self._calls.rt_sigaction, (number, 0, place + index * size, _MASK_BYTES))
-                for index, number in enumerate(wanted)
+                for index, number in enumerate(signals)
             ]
         )
-        data = self._memory.read(place, size * len(wanted))
+        data = self._memory.read(place, size * len(signals))
         self._memory.write(place, saved)
-        actions = {
+        return {
             number: Action.unpack(data[index * size : (index + 1) * size])
-            for index, number in enumerate(wanted)
+            for index, number in enumerate(signals)
         }
-        for number, action in actions.items():
-            if number != _SIGTRAP and action.mask >> (_SIGTRAP - 1) & 1:
-                raise BusyTargetError(f"the handler of signal {number} runs with SIGTRAP blocked")
-        if actions[_SIGTRAP].flags & _SA_RESETHAND:
-            raise BusyTargetError("the program's handler of SIGTRAP serves once only")
-        return actions[_SIGTRAP]
 
     def remove(self) -> None:
         """Give the process its own action back; no trap may be left, or on its way.
@@ -182,14 +197,14 @@ class SignalTable:
         self._memory.write(self._place("COUNT"), _WORD.pack(0))
 
 
-def settle(memory: ProcessMemory, deadline_ns: int, pauses: Pauses) -> None:
+def settle(memory: ProcessMemory, pauses: Pauses) -> None:
     """Wait until no thread has met a trap that it has not handled.
 
     Raises:
         BusyTargetError: Not in time.
         TargetGoneError: The process ended.
     """
-    order = CTrap(pid=memory.pid, mem_fd=memory.fd, deadline_nanos=deadline_ns)
+    order = CTrap(pid=memory.pid, mem_fd=memory.fd, deadline_nanos=_SETTLE_NS)
     with pauses.collect(order.pause):
         code = library().uh_trap_settle(ctypes.byref(order))
     if code:
@@ -204,9 +219,15 @@ class TrapWriter:
         self._annex = annex
         self._table = SignalTable(annex.data.traps, memory, annex.caller, annex.calls)
 
-    def write(
-        self, sites: Sequence[TrapSite], deadline_ns: int, pauses: Pauses
-    ) -> list[SiteStatus]:
+    def handlers_refusal(self, pauses: Pauses) -> str:
+        """Why some handler of the program forbids traps; empty where none does."""
+        try:
+            self.finish(pauses)
+            return self._table.handlers_refusal()
+        except BusyTargetError as error:
+            return error.message
+
+    def write(self, sites: Sequence[TrapSite], pauses: Pauses) -> list[SiteStatus]:
         """Change the sites, `CAPACITY` at most.
 
         Returns:
@@ -216,7 +237,7 @@ class TrapWriter:
             BusyTargetError: Nothing was changed.
             TargetGoneError: The process ended.
         """
-        self.finish(deadline_ns, pauses)
+        self.finish(pauses)
         self._table.fill(sites)
         self._table.install(
             self._annex.runtime_address("uf_trapped"),
@@ -226,7 +247,7 @@ class TrapWriter:
         # Where a trap may still be on its way, the next batch or the end of the
         # session asks again.
         with suppress(BusyTargetError):
-            self.finish(deadline_ns, pauses)
+            self.finish(pauses)
         return statuses
 
     def _write_installed(self, sites: Sequence[TrapSite]) -> list[SiteStatus]:
@@ -241,7 +262,7 @@ class TrapWriter:
         library().uh_trap_write(ctypes.byref(trap))
         return statuses_in_order(rows["status"].tolist(), order)
 
-    def finish(self, deadline_ns: int, pauses: Pauses) -> None:
+    def finish(self, pauses: Pauses) -> None:
         """Give the program its own action for SIGTRAP back, where it is ours.
 
         Raises:
@@ -249,5 +270,5 @@ class TrapWriter:
             TargetGoneError: The process ended.
         """
         if self._table.is_installed:
-            settle(self._memory, deadline_ns, pauses)
+            settle(self._memory, pauses)
             self._table.remove()

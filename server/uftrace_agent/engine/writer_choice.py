@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from uftrace_agent.engine.model import Form, Refusal, Status, Writer
@@ -24,12 +24,21 @@ class WriterChoice:
         pid: The process.
         modules: What is mapped in it.
         asked: What the user wants.
+        handlers_refusal: Looks at the process's signal handlers and says why one
+            forbids traps; only where it is attached.
     """
 
-    def __init__(self, pid: int, modules: Sequence[ModuleView], asked: Writer) -> None:
+    def __init__(
+        self,
+        pid: int,
+        modules: Sequence[ModuleView],
+        asked: Writer,
+        handlers_refusal: Callable[[], str] = str,
+    ) -> None:
         self._pid = pid
         self._modules = modules
         self._asked = asked
+        self._handlers_refusal = handlers_refusal
         self._details: dict[str, None] = {}
 
     @property
@@ -39,7 +48,7 @@ class WriterChoice:
 
     @cached_property
     def _trap_refusal(self) -> str:
-        return process_refusal(self._pid, self._modules)
+        return process_refusal(self._pid, self._modules) or self._handlers_refusal()
 
     def _no_trap(self, function: ProgramFunction) -> str:
         return self._trap_refusal or module_refusal(function.module)

@@ -23,6 +23,10 @@
 
 #include "arch_host.h"
 
+#ifndef __WNOTHREAD
+#define __WNOTHREAD 0x20000000 /* <linux/wait.h> */
+#endif
+
 /* ---- the barrier ---- */
 
 /* Run on every processor that is online: whatever thread of the target ran there is
@@ -234,59 +238,91 @@ static int is_in_call(pid_t pid, pid_t tid)
 	return !read_text(path, text, sizeof text) && text[0] >= '0' && text[0] <= '9';
 }
 
-static int settle_thread(struct uh_trap *trap, pid_t tid, uint64_t deadline)
+/* Ask every thread that runs to stop; how many were asked, or an error. */
+static int interrupt_running(const struct uh_trap *trap)
 {
-	for (;;) {
-		int signal, error, pending;
-		uint64_t stopped_at;
-
-		if (is_in_call(trap->pid, tid))
-			return 0;
-		error = uh_seize(tid, PTRACE_O_TRACESYSGOOD);
-		if (error == -ESRCH)
-			return 0;
-		if (error)
-			return error == -EPERM ? -EAGAIN : error; /* ended, or ending */
-		ptrace(PTRACE_INTERRUPT, tid, 0, 0);
-		do
-			error = uh_await_stop(tid, deadline, &signal);
-		while (error == -EAGAIN);
-		if (error)
-			return error == -ESRCH ? 0 : error;
-		stopped_at = uh_now();
-		/* At a stop, a trap that was met is the signal being delivered, or waits. */
-		pending = signal == SIGTRAP || trap_is_pending(trap->pid, tid);
-		if (!signal)
-			uh_repair_interrupted_call(trap->pid, tid);
-		uh_detach(tid, signal);
-		uh_note_pause(&trap->pause, tid, uh_now() - stopped_at);
-		if (!pending)
-			return 0;
-		if (uh_now() > deadline)
-			return -ETIMEDOUT;
-	}
-}
-
-static int settle(void *argument)
-{
-	struct uh_trap *trap = argument;
-	uint64_t deadline = uh_now() + trap->deadline_nanos;
 	char path[64];
 	struct dirent *entry;
 	DIR *tasks;
-	int error = 0;
+	int asked = 0;
 
 	snprintf(path, sizeof path, "/proc/%d/task", trap->pid);
 	tasks = opendir(path);
 	if (!tasks)
 		return -ESRCH;
-	while (!error && (entry = readdir(tasks)))
-		if (atoi(entry->d_name) > 0)
-			do
-				error = settle_thread(trap, atoi(entry->d_name), deadline);
-			while (error == -EAGAIN && uh_now() < deadline);
+	while ((entry = readdir(tasks))) {
+		pid_t tid = atoi(entry->d_name);
+
+		if (tid <= 0 || is_in_call(trap->pid, tid))
+			continue;
+		/* Who cannot be seized is ending. */
+		if (uh_seize(tid, PTRACE_O_TRACESYSGOOD))
+			continue;
+		ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+		asked++;
+	}
 	closedir(tasks);
-	return error;
+	return asked;
+}
+
+/* Look at one thread that has stopped, and let it go on at once. At a stop, a trap that
+ * was met is the signal being delivered, or waits. */
+static int look_at_stopped(struct uh_trap *trap, const siginfo_t *info)
+{
+	const uint64_t stopped_at = uh_now();
+	const pid_t tid = info->si_pid;
+	int signal = 0, pending;
+
+	if (info->si_code == CLD_EXITED || info->si_code == CLD_KILLED ||
+	    info->si_code == CLD_DUMPED) {
+		waitpid(tid, 0, WNOHANG | __WALL);
+		return 0;
+	}
+	if (!(info->si_status >> 8) && info->si_status != (SIGTRAP | 0x80))
+		signal = info->si_status;
+	pending = signal == SIGTRAP || trap_is_pending(trap->pid, tid);
+	if (!signal)
+		uh_repair_interrupted_call(trap->pid, tid);
+	uh_detach(tid, signal);
+	uh_note_pause(&trap->pause, tid, uh_now() - stopped_at);
+	return pending;
+}
+
+static int settle(void *argument)
+{
+	struct uh_trap *trap = argument;
+	const uint64_t deadline = uh_now() + trap->deadline_nanos;
+	int asked, again;
+
+	do {
+		again = 0;
+		asked = interrupt_running(trap);
+		if (asked < 0)
+			return asked;
+		for (unsigned spins = 0; asked; spins++) {
+			const struct timespec pause = { 0, 20000 };
+			siginfo_t info;
+
+			info.si_pid = 0;
+			/* __WNOTHREAD: those that this thread traces. */
+			if (waitid(P_ALL, 0, &info, WSTOPPED | WEXITED | WNOWAIT | WNOHANG | __WALL |
+				   __WNOTHREAD)) {
+				if (errno == ECHILD)
+					break;
+				continue;
+			}
+			if (info.si_pid) {
+				again |= look_at_stopped(trap, &info);
+				asked--;
+				spins = 0;
+			} else if (uh_now() > deadline) {
+				return -ETIMEDOUT; /* this thread's end detaches */
+			} else if (spins > 20) {
+				nanosleep(&pause, 0);
+			}
+		}
+	} while (again && uh_now() < deadline);
+	return again ? -ETIMEDOUT : 0;
 }
 
 /* Wait until no thread has met a trap without having been in the handler; only
