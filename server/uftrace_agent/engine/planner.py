@@ -117,8 +117,10 @@ class Planner:
         if self._memory is None:
             return plan
         try:
-            others = tuple(self._checked_site(site) for site in plan.others)
-            return replace(self._checked_site(plan), others=others)
+            checked = self._checked_site(plan)
+            if not plan.others:
+                return checked
+            return replace(checked, others=tuple(map(self._checked_site, plan.others)))
         except RefusedError:
             self._layout.release(plan.patches())
             raise
@@ -133,8 +135,9 @@ class Planner:
         # XRay's own runtime, where it was at work before, leaves its operands there:
         # nothing executes them, and what is there is what comes back.
         live = self._live(site.tail)
-        tail = replace(site.tail, expected=live) if live != site.tail.wanted else site.tail
-        return replace(site, tail=tail)
+        if live in (site.tail.expected, site.tail.wanted):
+            return site
+        return replace(site, tail=replace(site.tail, expected=live))
 
     def _check_patch(self, patch: Patch) -> None:
         live = self._live(patch)

@@ -105,6 +105,10 @@ class ModuleView:
         return found
 
     @cached_property
+    def _is_go(self) -> bool:
+        return self.image.is_go
+
+    @cached_property
     def is_shared(self) -> bool:
         """Whether code is mapped so that a write would reach the file."""
         return any(text.shared for text in self.loaded.text_ranges)
@@ -116,7 +120,7 @@ class ModuleView:
             module=self.name,
             is_synthetic=symbol.is_synthetic,
             is_fragment=symbol.is_fragment or self._is_jumped_to(symbol.address),
-            module_is_go=self.image.is_go,
+            module_is_go=self._is_go,
         )
 
     def _is_jumped_to(self, address: int) -> bool:
@@ -178,7 +182,14 @@ class ModuleView:
             body=lambda: self._body(index),
         )
 
+    @cached_property
+    def _is_plain(self) -> bool:
+        image = self.image
+        return not (len(image.sleds) or len(image.mcount_loc) or len(image.patchable_sites))
+
     def _kind(self, index: int) -> SiteKind:
+        if self._is_plain:
+            return SiteKind.PLAIN
         table = self.image.functions
         address = int(table.address[index])
         if self.image.sleds.of_function(address):
@@ -196,6 +207,8 @@ class ModuleView:
         return SiteKind.PLAIN
 
     def _sleds(self, address: int) -> tuple[LiveSled, ...]:
+        if self._is_plain:
+            return ()
         return tuple(
             LiveSled(
                 sled.address + self.loaded.load_bias,

@@ -55,11 +55,8 @@ class Patch:
 
     def changed(self) -> list[int]:
         """Addresses of the bytes that differ."""
-        return [
-            self.address + index
-            for index, (old, new) in enumerate(zip(self.expected, self.wanted, strict=True))
-            if old != new
-        ]
+        old, new = self.expected, self.wanted
+        return [self.address + index for index in range(len(old)) if old[index] != new[index]]
 
     def reversed(self) -> Patch:
         """The way back."""

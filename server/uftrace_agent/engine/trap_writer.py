@@ -32,6 +32,7 @@ from uftrace_agent.runtime.layout import define
 
 _SIGTRAP: Final = 5
 _MASK_BYTES: Final = 8
+_ALL_BUT_SIGTRAP: Final = ((1 << 64) - 1) & ~(1 << (_SIGTRAP - 1))
 _SA_SIGINFO: Final = 4
 _SA_RESTORER: Final = 0x04000000
 _SA_ONSTACK: Final = 0x08000000
@@ -49,6 +50,7 @@ _SETTLE_NS: Final = 10_000_000_000
 CAPACITY: Final = define("TRAP_CAPACITY")
 _ENTRY: Final = struct.Struct("<QQQ")
 _WORD: Final = struct.Struct("<Q")
+_RANGE: Final = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,15 @@ class Action:
     def unpack(data: bytes) -> Action:
         """The reverse."""
         return Action(*Action._FORMAT.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """Live addresses of the handler of SIGTRAP, of its way back, and of all its code."""
+
+    address: int
+    restorer: int
+    code: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +131,12 @@ class SignalTable:
         self._memory.write(self._place("ENTRIES"), b"".join(_ENTRY.pack(*row) for row in rows))
         self._memory.write(self._place("COUNT"), _WORD.pack(len(rows)))
 
-    def install(self, handler: int, restorer: int) -> None:
+    def handler_code(self) -> tuple[int, int]:
+        """Where the code of the installed handler begins and ends."""
+        start, end = _RANGE.unpack(self._memory.read(self._place("HANDLER"), 16))
+        return start, end
+
+    def install(self, handler: Handler) -> None:
         """Make `handler` the process's handler of SIGTRAP.
 
         Raises:
@@ -131,7 +147,9 @@ class SignalTable:
         if _SIGTRAP in self._caught():
             before = self._read_actions([_SIGTRAP])[_SIGTRAP]
         flags = _SA_SIGINFO | _SA_RESTORER | _SA_NODEFER | (before.flags & _KEPT)
-        ours = Action(handler, flags, restorer, before.mask)
+        # No other handler on top of ours: who is in it is seen by its program counter.
+        ours = Action(handler.address, flags, handler.restorer, _ALL_BUT_SIGTRAP)
+        self._memory.write(self._place("HANDLER"), _RANGE.pack(*handler.code))
         self._memory.write(self._place("OURS"), ours.pack())
         self._memory.write(self._place("PROGRAMS"), before.pack())
         self._memory.write(self._place("INSTALLED"), _WORD.pack(1))
@@ -197,14 +215,20 @@ class SignalTable:
         self._memory.write(self._place("COUNT"), _WORD.pack(0))
 
 
-def settle(memory: ProcessMemory, pauses: Pauses) -> None:
+def settle(memory: ProcessMemory, handler: tuple[int, int], pauses: Pauses) -> None:
     """Wait until no thread has met a trap that it has not handled.
+
+    Args:
+        memory: The process's memory.
+        handler: Where the handler's code begins and ends.
+        pauses: Told of all stops.
 
     Raises:
         BusyTargetError: Not in time.
         TargetGoneError: The process ended.
     """
     order = CTrap(pid=memory.pid, mem_fd=memory.fd, deadline_nanos=_SETTLE_NS)
+    order.handler.start, order.handler.end = handler
     with pauses.collect(order.pause):
         code = library().uh_trap_settle(ctypes.byref(order))
     if code:
@@ -239,10 +263,9 @@ class TrapWriter:
         """
         self.finish(pauses)
         self._table.fill(sites)
-        self._table.install(
-            self._annex.runtime_address("uf_trapped"),
-            self._annex.runtime_address("uf_restorer"),
-        )
+        at = self._annex.runtime_address
+        code = (at("uf_trap_begin"), at("uf_trap_end"))
+        self._table.install(Handler(at("uf_trapped"), at("uf_restorer"), code))
         statuses = self._write_installed(sites)
         # Where a trap may still be on its way, the next batch or the end of the
         # session asks again.
@@ -270,5 +293,5 @@ class TrapWriter:
             TargetGoneError: The process ended.
         """
         if self._table.is_installed:
-            settle(self._memory, pauses)
+            settle(self._memory, self._table.handler_code(), pauses)
             self._table.remove()

@@ -125,6 +125,7 @@ class CTrap(ctypes.Structure):
         ("site_count", ctypes.c_uint32),
         ("pad", ctypes.c_uint32),
         ("sites", ctypes.c_void_p),
+        ("handler", CRange),
         ("pause", CPause),
     ]
 

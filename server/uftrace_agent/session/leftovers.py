@@ -71,7 +71,7 @@ def restore(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> int:
     caller = RemoteCaller(memory)
     table = SignalTable(data.traps, memory, caller, X86_64)
     if table.is_installed:
-        settle(memory, pauses)
+        settle(memory, table.handler_code(), pauses)
         table.remove()
         pauses.merge(caller.take_pauses())
     Manifest(memory, found.address, found.identity).disown(found.entries)

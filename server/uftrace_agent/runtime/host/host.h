@@ -92,7 +92,8 @@ struct uh_trap {
 	uint32_t site_count;
 	uint32_t pad;
 	struct uh_site *sites;
-	struct uh_pause pause; /* out */
+	struct uh_range handler; /* where a thread is that has met a trap */
+	struct uh_pause pause;   /* out */
 };
 
 struct uh_call {
@@ -122,6 +123,7 @@ struct uh_remote {
 };
 
 uint64_t uh_now(void);
+void uh_hurry(int on);
 void uh_note_pause(struct uh_pause *pause, pid_t tid, uint64_t nanos);
 
 /* One stopped thread, and what its resumption needs. */

@@ -314,6 +314,7 @@ static int run(void *argument)
 
 	w.remote = remote;
 	w.withheld = 0;
+	uh_hurry(1);
 	error = uh_seize(remote->tid, PTRACE_O_TRACESYSGOOD);
 	if (error)
 		return error;

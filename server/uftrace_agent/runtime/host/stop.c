@@ -310,8 +310,10 @@ static int attempt(struct uh_stop *stop)
 {
 	uint64_t deadline = uh_now() + stop->deadline_nanos;
 	uint32_t count = 0;
-	int error = freeze(stop->pid, deadline, &count);
+	int error;
 
+	uh_hurry(1);
+	error = freeze(stop->pid, deadline, &count);
 	if (!error)
 		error = check_counters(stop, count);
 	if (!error && stop->watched_count)
@@ -324,6 +326,7 @@ static int attempt(struct uh_stop *stop)
 			error = walk_stacks(stop, count, restore_return);
 	}
 	thaw(stop->pid, count, &stop->pause);
+	uh_hurry(0);
 	if (count > stop->pause.threads)
 		stop->pause.threads = count;
 	return error;

@@ -38,6 +38,7 @@ static int visit_processors(const cpu_set_t *processors)
 {
 	int error = 0;
 
+	uh_hurry(1);
 	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
 		cpu_set_t one;
 
@@ -49,6 +50,7 @@ static int visit_processors(const cpu_set_t *processors)
 		if (sched_setaffinity(0, sizeof one, &one))
 			error = -errno;
 	}
+	uh_hurry(0);
 	return error;
 }
 
@@ -152,12 +154,9 @@ static void write_tails(struct uh_trap *trap, int back)
 static int run(void *argument)
 {
 	struct uh_trap *trap = argument;
-	const struct sched_param first_of_all = { .sched_priority = 1 };
 	cpu_set_t processors;
 	int error = online_processors(&processors);
 
-	/* So that a busy processor is visited now and not after somebody's time slice. */
-	sched_setscheduler(0, SCHED_FIFO, &first_of_all);
 	if (!error)
 		error = visit_processors(&processors);
 	if (error)
@@ -228,14 +227,23 @@ static int trap_is_pending(pid_t pid, pid_t tid)
 	return pending >> (SIGTRAP - 1) & 1;
 }
 
-/* A thread that is inside a system call has no trap on its way: it could not have
- * made the call. Any other may be in the kernel's own code between the two. */
-static int is_in_call(pid_t pid, pid_t tid)
+static int is_in_handler(const struct uh_trap *trap, uint64_t pc)
 {
-	char path[64], text[256];
+	return pc >= trap->handler.start && pc < trap->handler.end;
+}
 
-	snprintf(path, sizeof path, "/proc/%d/task/%d/syscall", pid, tid);
-	return !read_text(path, text, sizeof text) && text[0] >= '0' && text[0] <= '9';
+/* A thread that is inside a system call has no trap on its way: it could not have
+ * made the call, unless the handler did. Any other may be in the kernel's own code
+ * between the two. */
+static int is_in_call(const struct uh_trap *trap, pid_t tid)
+{
+	char path[64], text[256], *pc;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/syscall", trap->pid, tid);
+	if (read_text(path, text, sizeof text) || text[0] < '0' || text[0] > '9')
+		return 0;
+	pc = strrchr(text, ' '); /* the last field */
+	return pc && !is_in_handler(trap, strtoull(pc, 0, 16));
 }
 
 /* Ask every thread that runs to stop; how many were asked, or an error. */
@@ -253,7 +261,7 @@ static int interrupt_running(const struct uh_trap *trap)
 	while ((entry = readdir(tasks))) {
 		pid_t tid = atoi(entry->d_name);
 
-		if (tid <= 0 || is_in_call(trap->pid, tid))
+		if (tid <= 0 || is_in_call(trap, tid))
 			continue;
 		/* Who cannot be seized is ending. */
 		if (uh_seize(tid, PTRACE_O_TRACESYSGOOD))
@@ -266,11 +274,13 @@ static int interrupt_running(const struct uh_trap *trap)
 }
 
 /* Look at one thread that has stopped, and let it go on at once. At a stop, a trap that
- * was met is the signal being delivered, or waits. */
+ * was met is the signal being delivered, or waits, or the thread is in the handler:
+ * no other handler can be on top of that, since it blocks all signals. */
 static int look_at_stopped(struct uh_trap *trap, const siginfo_t *info)
 {
 	const uint64_t stopped_at = uh_now();
 	const pid_t tid = info->si_pid;
+	struct uh_registers registers;
 	int signal = 0, pending;
 
 	if (info->si_code == CLD_EXITED || info->si_code == CLD_KILLED ||
@@ -280,7 +290,8 @@ static int look_at_stopped(struct uh_trap *trap, const siginfo_t *info)
 	}
 	if (!(info->si_status >> 8) && info->si_status != (SIGTRAP | 0x80))
 		signal = info->si_status;
-	pending = signal == SIGTRAP || trap_is_pending(trap->pid, tid);
+	pending = signal == SIGTRAP || trap_is_pending(trap->pid, tid) ||
+		  uh_get_registers(tid, &registers) || is_in_handler(trap, uh_pc(&registers));
 	if (!signal)
 		uh_repair_interrupted_call(trap->pid, tid);
 	uh_detach(tid, signal);
@@ -294,6 +305,7 @@ static int settle(void *argument)
 	const uint64_t deadline = uh_now() + trap->deadline_nanos;
 	int asked, again;
 
+	uh_hurry(1);
 	do {
 		again = 0;
 		asked = interrupt_running(trap);

@@ -97,6 +97,8 @@
 #define UF_TRAPS_OURS 16
 #define UF_TRAPS_PROGRAMS 48
 #define UF_TRAPS_ANSWER 80
+/* First and last address (and one) of the handler's code. */
+#define UF_TRAPS_HANDLER 112
 #define UF_TRAPS_ENTRIES 128
 #define UF_TRAP_ADDRESS 0
 #define UF_TRAP_TARGET 8

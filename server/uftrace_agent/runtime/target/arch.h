@@ -14,6 +14,7 @@ static inline uint64_t uf_ticks(void)
 }
 
 #define UF_RT_SIGACTION 13
+#define UF_RT_SIGPROCMASK 14
 #define UF_GETPID 39
 #define UF_GETTID 186
 #define UF_TGKILL 234
@@ -35,6 +36,8 @@ static inline uint64_t uf_system_call(uint64_t number, uint64_t a, uint64_t b, u
  * before the registers, among which rsp is the 16th and rip the 17th. */
 #define UF_CONTEXT_SP 20
 #define UF_CONTEXT_PC 21
+/* Behind 40 + 256 bytes: the signals that were blocked before. */
+#define UF_CONTEXT_MASK 37
 
 /* Where the trap lies: int3 leaves the program counter behind itself. */
 static inline uint64_t uf_trap_address(const void *context)
@@ -63,6 +66,7 @@ static inline uint64_t uf_ticks(void)
 }
 
 #define UF_RT_SIGACTION 134
+#define UF_RT_SIGPROCMASK 135
 #define UF_GETPID 172
 #define UF_GETTID 178
 #define UF_TGKILL 131
@@ -84,6 +88,7 @@ static inline uint64_t uf_system_call(uint64_t number, uint64_t a, uint64_t b, u
  * the fault address, x0 to x30, sp, pc. */
 #define UF_CONTEXT_LR 53
 #define UF_CONTEXT_PC 55
+#define UF_CONTEXT_MASK 5
 
 /* Where the trap lies: brk leaves the program counter on itself. */
 static inline uint64_t uf_trap_address(const void *context)
@@ -103,6 +108,11 @@ static inline void uf_go_on_at(void *context, uint64_t target, uint64_t return_t
 #else
 #error "no target runtime for this machine"
 #endif
+
+static inline uint64_t uf_saved_mask(const void *context)
+{
+	return ((const uint64_t *)context)[UF_CONTEXT_MASK];
+}
 
 static inline uint32_t uf_gettid(void)
 {

@@ -55,7 +55,7 @@ struct uf_traps {
 	struct uf_action ours;
 	struct uf_action programs;
 	struct uf_action answer;
-	uint64_t pad[2];
+	uint64_t handler_code[2];
 	struct uf_trap entries[];
 };
 

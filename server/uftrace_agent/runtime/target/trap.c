@@ -11,7 +11,12 @@
 #include "arch.h"
 #include "params.h"
 
+/* All of the handler is in one place: a thread with its program counter there may
+ * still look at the table. */
+#define TRAP_CODE __attribute__((section(".text.trap"), noinline))
+
 #define SIGTRAP 5
+#define SIG_SETMASK 2
 #define SI_KERNEL 0x80 /* the code of a trap that an instruction made */
 
 _Static_assert(sizeof(struct uf_action) == UF_SIGACTION_BYTES, "struct sigaction of the kernel");
@@ -32,7 +37,7 @@ struct siginfo {
 	int32_t code;
 };
 
-static const struct uf_trap *find(const struct uf_traps *traps, uint64_t address)
+TRAP_CODE static const struct uf_trap *find(const struct uf_traps *traps, uint64_t address)
 {
 	uint64_t low = 0, high = traps->count;
 
@@ -47,10 +52,13 @@ static const struct uf_trap *find(const struct uf_traps *traps, uint64_t address
 	return low < traps->count && traps->entries[low].address == address ? &traps->entries[low] : 0;
 }
 
-/* A SIGTRAP that is none of ours is handled as if we were not there. */
-static void chain(const struct uf_action *action, int signal, struct siginfo *info, void *context)
+/* A SIGTRAP that is none of ours is handled as if we were not there: with the signals
+ * blocked that the program wants, but for SIGTRAP, which must not meet a trap blocked. */
+TRAP_CODE static void chain(const struct uf_action *action, int signal, struct siginfo *info,
+			    void *context)
 {
 	static const struct uf_action by_default;
+	uint64_t mask = (uf_saved_mask(context) | action->mask) & ~(1ull << (SIGTRAP - 1));
 
 	if (action->handler == 1) /* SIG_IGN */
 		return;
@@ -60,10 +68,11 @@ static void chain(const struct uf_action *action, int signal, struct siginfo *in
 			       0);
 		return;
 	}
+	uf_system_call(UF_RT_SIGPROCMASK, SIG_SETMASK, (uint64_t)&mask, 0, 8);
 	((void (*)(int, struct siginfo *, void *))action->handler)(signal, info, context);
 }
 
-PROBE void uf_trapped(int signal, struct siginfo *info, void *context)
+__attribute__((visibility("hidden"), used)) TRAP_CODE void uf_trapped(int signal, struct siginfo *info, void *context)
 {
 	const struct uf_traps *traps = uf_params.traps;
 	const struct uf_trap *trap =

@@ -426,12 +426,14 @@ uf_find_fde:
 
 /* ---- the way back from uf_trapped: the bytes by which unwinders and debuggers know
  * a signal frame ---- */
+	.section .text.trap,"ax",@progbits
 	.globl	uf_restorer
 	.hidden	uf_restorer
 	.p2align 4
 uf_restorer:
 	movq	$15, %rax
 	syscall
+	.text
 
 /* ---- system calls for the agent: rbx = the table, rsp = a signal frame's ucontext,
  * from which the thread goes on where it was ---- */
