@@ -284,6 +284,7 @@ class PatchEngine:
         self._journal(tracepoints, Phase.PATCHING)
         self._annex.enable(True)
         changed, spans = self._change(tracepoints, options, choice, report, restores=False)
+        now = time.time_ns()
         done: list[Tracepoint] = []
         not_done: list[Tracepoint] = []
         for tracepoint, span in zip(tracepoints, spans, strict=True):
@@ -292,6 +293,7 @@ class PatchEngine:
             for index, _ in tracepoint.journal_rows():
                 self._parked.pop(index, None)
             if whole:
+                tracepoint.enabled_unix_ns = now
                 self._keep(tracepoint, most_intrusive(changed.writers[span]), options, report)
             else:
                 self._take_back(tracepoint, changed.statuses[span], report)
@@ -340,7 +342,6 @@ class PatchEngine:
         tracepoint.enabled = True
         tracepoint.conflicting = False
         tracepoint.owner = options.owner
-        tracepoint.enabled_unix_ns = time.time_ns()
         report.outcomes.append(
             SiteOutcome(
                 tracepoint.function,

@@ -40,6 +40,7 @@ class WriterChoice:
         self._asked = asked
         self._handlers_refusal = handlers_refusal
         self._details: dict[str, None] = {}
+        self._by_module: dict[ModuleView, str] = {}
 
     @property
     def detail(self) -> str:
@@ -51,7 +52,11 @@ class WriterChoice:
         return process_refusal(self._pid, self._modules) or self._handlers_refusal()
 
     def _no_trap(self, function: ProgramFunction) -> str:
-        return self._trap_refusal or module_refusal(function.module)
+        view = function.module
+        reason = self._by_module.get(view)
+        if reason is None:
+            reason = self._by_module[view] = self._trap_refusal or module_refusal(view)
+        return reason
 
     def refusal(self, function: ProgramFunction) -> SiteOutcome | None:
         """Why the writer that was asked for cannot serve a function; None where it can."""

@@ -118,7 +118,7 @@ class X86Architecture:
 
     def extra_ids(self, function: FunctionCode) -> int:
         """See `Architecture`."""
-        return len(event_ids(function.sleds, 0))
+        return len(event_ids(function.sleds, 0)) if function.sleds else 0
 
     def name_foreign_patch(self, expected: bytes, live: bytes) -> str:
         """See `Architecture`."""
