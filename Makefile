@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PYTHON_DIRS := server client build_support tests scripts $(wildcard bench) setup.py
 TESTS ?= tests
 PYTEST_ARGS ?=
+TORTURE_ARGS ?=
+PROVE_SECONDS ?= 1200
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -40,6 +42,15 @@ format: setup ## Rewrite the code in the project's style
 .PHONY: bench
 bench: setup ## Measure the figures of docs/benchmarks.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bench/run
+
+.PHONY: torture
+torture: setup ## Toggle tracepoints of every form and writer, a million times each (TORTURE_ARGS="--forms pun")
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.torture.run $(TORTURE_ARGS)
+
+.PHONY: prove
+prove: setup ## Compare moved code with the original, on real binaries, for PROVE_SECONDS
+	@$(BIN)/python -m tests.torture.prove_relocation --seconds $(PROVE_SECONDS)
+	@$(BIN)/python -m tests.torture.fuzz_elf --seconds $(PROVE_SECONDS)
 
 .PHONY: clean
 clean: ## Remove everything that can be made again
