@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -32,6 +33,8 @@ THUNKS: Final = CODE + 0x10_0000
 CONTROL: Final = CODE + 0x1000_0000  # within reach of the thunks
 DIRECTORY: Final = CONTROL + PAGE
 SLOTS: Final = DIRECTORY + DIRECTORY_BYTES
+TRAPS: Final = SLOTS + SLOT_TABLE_BYTES
+TRAP_ROOM: Final = 1024  # entries that fit into the model's table of traps
 RINGS: Final = 0x6100_0000_0000
 RING_DATA: Final = RINGS + PAGE
 RING_COUNT: Final = 3
@@ -40,6 +43,8 @@ RETURN: Final = PROGRAM + 0x8000_1234
 TID: Final = 4711
 TID_OFFSET: Final = 0x2D0
 SYSCALL_GETTID: Final = 186
+SYSCALL_GETPID: Final = 39
+_TRAP_BYTES: Final = define("TRAPS_ENTRIES") + TRAP_ROOM * define("TRAP_BYTES")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +76,11 @@ class AnnexModel:
         self.blob = load_blob("x86_64")
         self.unwind_entry, self.fde_offset = stubs.unwind_entry(THUNKS, SLOTS)
         self.tid = TID
+        self.system_calls: list[tuple[int, ...]] = []
         for start, size in (
             (CODE, 0x10000),
             (THUNKS, THUNK_SPAN),
-            (CONTROL, PAGE + DIRECTORY_BYTES + SLOT_TABLE_BYTES),
+            (CONTROL, PAGE + DIRECTORY_BYTES + SLOT_TABLE_BYTES + _TRAP_BYTES),
             (RINGS, PAGE + RING_COUNT * ring_bytes),
             (PROGRAM, 0x10000),
         ):
@@ -103,14 +109,19 @@ class AnnexModel:
             "RING_BYTES": self.ring_bytes,
             "RING_COUNT": RING_COUNT,
             "FDE_OFFSET": self.fde_offset,
+            "TRAPS": TRAPS,
         }.items():
             offset = define(f"PARAM_{name}")
             block[offset : offset + 8] = value.to_bytes(8, "little")
         return bytes(block)
 
+    # Its number and first arguments are remembered; both ids are the tid.
     def _system_call(self, cpu: unicorn.Uc, data: object) -> None:
-        assert cpu.reg_read(x86.UC_X86_REG_RAX) == SYSCALL_GETTID
-        cpu.reg_write(x86.UC_X86_REG_RAX, self.tid)
+        names = ("RAX", "RDI", "RSI", "RDX", "R10")
+        call = tuple(cpu.reg_read(getattr(x86, f"UC_X86_REG_{name}")) for name in names)
+        self.system_calls.append(call)
+        is_question = call[0] in (SYSCALL_GETTID, SYSCALL_GETPID)
+        cpu.reg_write(x86.UC_X86_REG_RAX, self.tid if is_question else 0)
         # As the processor does (Intel SDM volume 2, SYSCALL).
         cpu.reg_write(x86.UC_X86_REG_RCX, cpu.reg_read(x86.UC_X86_REG_RIP))
         cpu.reg_write(x86.UC_X86_REG_R11, cpu.reg_read(x86.UC_X86_REG_EFLAGS))
@@ -143,6 +154,17 @@ class AnnexModel:
     def enable(self, on: bool) -> None:
         """The control word."""
         self.machine.write(CONTROL, struct.pack("<I", on))
+
+    def write_traps(self, entries: Sequence[tuple[int, int, int]]) -> None:
+        """The table of traps: (address, target, return address), in the order given."""
+        rows = b"".join(struct.pack("<QQQ", *entry) for entry in entries)
+        if rows:
+            self.machine.write(TRAPS + define("TRAPS_ENTRIES"), rows)
+        self.write_word(TRAPS + define("TRAPS_COUNT"), len(entries))
+
+    def write_programs_action(self, handler: int) -> None:
+        """What the program itself wants done with SIGTRAP."""
+        self.write_word(TRAPS + define("TRAPS_PROGRAMS"), handler)
 
     def write_slot(self, index: int, address: int, word: int) -> None:
         """One slot of the table of return addresses."""

@@ -134,6 +134,8 @@ class Program:
     arguments: tuple[str, ...] = ()
 
 
+_TORTURE = ("torture.c", "torture_sites.S", "torture_drive.S")
+
 PROGRAMS: dict[str, Program] = {
     "busy8": Program(("busy8.c",)),
     "shapes": Program(("shapes.c", "shapes_asm.S")),
@@ -162,6 +164,38 @@ PROGRAMS: dict[str, Program] = {
         ("xray_legacy.c", "xray_legacy.S"),
         ("gcc-O2", "clang-O2", "nopie", "static", "static-pie", "stripped"),
     ),
+    "torture": Program(
+        _TORTURE,
+        ("gcc-O2", "clang-O2", "cet", "pg", "fentry", "clang-pfe5", "pfe5", "xray-bare"),
+        # With functions for -pg to call that change nothing.
+        link=("-L.", "-Wl,-rpath,$ORIGIN", "-l:torture_mcount.so"),
+        shared=(("torture_mcount.so", "torture_mcount.S"),),
+        arguments=("threads=8", "hz=10000", "churn=2", "trap=1"),
+    ),
+    # With those of the C library.
+    "torture_gprof": Program(
+        _TORTURE,
+        ("pg", "fentry"),
+        flags=("-DLIBC_MCOUNT",),
+        arguments=("threads=8", "hz=10000", "churn=2", "trap=1"),
+    ),
+    # It could block SIGTRAP: the `trap` writer keeps off.
+    "torture_masking": Program(
+        _TORTURE,
+        (DEFAULT,),
+        flags=("-DIMPORTS_SIGPROCMASK",),
+        link=("-L.", "-Wl,-rpath,$ORIGIN", "-l:torture_mcount.so"),
+        shared=(("torture_mcount.so", "torture_mcount.S"),),
+        arguments=("threads=2",),
+    ),
+    "kinds": Program(("kinds.c", "kinds_tree.c")),
+    "kinds_so": Program(
+        ("kinds.c",),
+        ("gcc-O2", "xray-bare"),
+        link=("-L.", "-Wl,-rpath,$ORIGIN", "-l:kinds_tree.so"),
+        shared=(("kinds_tree.so", "kinds_tree.c"),),
+    ),
+    "trapper": Program(("trapper.c",), (DEFAULT, "clang-O2", "cet"), arguments=("own",)),
     "crash": Program(("crash.c",)),
     "exec": Program(("exec.c",)),
     "many": Program(("gen_many.py",), generated=("10000",)),

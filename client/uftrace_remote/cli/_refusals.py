@@ -131,9 +131,12 @@ def _grouped(
     lines = []
     for reason, count in Counter(map(reason_of, results)).most_common():
         why, advice = describe(reason)
-        examples = _some(
-            [each.function.name for each in results if reason_of(each) is reason], names
-        )
+        those = [each for each in results if reason_of(each) is reason]
+        examples = _some([each.function.name for each in those], names)
+        details = {each.detail for each in those}
+        if reason is RefusalReason.FOREIGN_PATCH and len(details) == 1 and "" not in details:
+            # Whose it looks like; that says what to do, too.
+            (why,), advice = details, ""
         lines.append(
             f"  {_output.plural(count, 'function')} {title}: {why} ({examples})"
             + (f"; {advice}" if advice else "")

@@ -11,7 +11,7 @@ from uftrace_agent.engine.program import ModuleView
 # They hijack returns and take over the calls of -pg, each on the assumption that
 # nobody else does.
 _TRACERS: Final = (
-    (re.compile(r"libmcount(-[a-z]+)?\.so.*"), "uftrace records this process (libmcount)"),
+    (re.compile(r"libmcount(-[a-z]+)*\.so.*"), "uftrace records this process (libmcount)"),
     (re.compile(r"(frida-agent|frida-gadget|libfrida).*\.so.*"), "Frida is in this process"),
     (re.compile(r"liborbit.*\.so.*"), "Orbit is in this process"),
 )

@@ -88,7 +88,8 @@ class PatchEngine:
         """
         started = time.monotonic_ns()
         report = EngineReport([])
-        if not (options.dry_run or options.plan.entry_only):
+        occupied = other_tracer(self._program.modules)
+        if not (options.dry_run or options.plan.entry_only or occupied):
             # Before the first return address is replaced, every unwinder in the
             # process must be able to see through the thunks (H39).
             hooking = self._choice(Writer.AUTO, report.pauses)

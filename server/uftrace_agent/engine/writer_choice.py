@@ -40,7 +40,7 @@ class WriterChoice:
         self._asked = asked
         self._handlers_refusal = handlers_refusal
         self._details: dict[str, None] = {}
-        self._by_module: dict[ModuleView, str] = {}
+        self._by_module: dict[str, str] = {}
 
     @property
     def detail(self) -> str:
@@ -53,9 +53,9 @@ class WriterChoice:
 
     def _no_trap(self, function: ProgramFunction) -> str:
         view = function.module
-        reason = self._by_module.get(view)
+        reason = self._by_module.get(view.name)
         if reason is None:
-            reason = self._by_module[view] = self._trap_refusal or module_refusal(view)
+            reason = self._by_module[view.name] = self._trap_refusal or module_refusal(view)
         return reason
 
     def refusal(self, function: ProgramFunction) -> SiteOutcome | None:

@@ -36,7 +36,13 @@ class ByteSource(Protocol):
         """
 
 
+# A table of a file that is sound is smaller; a file with holes costs its owner nothing.
+_LARGEST_READ = 512 << 20
+
+
 def _check_range(offset: int, length: int, size: int) -> None:
+    if length > _LARGEST_READ:
+        raise MalformedElfError(f"{length:#x} bytes are more than any table has")
     if offset < 0 or length < 0 or offset + length > size:
         raise MalformedElfError(
             f"bytes {offset:#x}+{length:#x} lie outside the file of {size:#x} bytes"

@@ -37,6 +37,8 @@ NT_GNU_BUILD_ID: Final = 3
 HEADER_SIZE: Final = 64
 SEGMENT_ENTRY_SIZE: Final = 56
 _SECTION_ENTRY_SIZE: Final = 64
+# Of a section, for which no linker needs more.
+_LONGEST_NAME: Final = 1024
 # The kernel takes 73 (one page); more would be there to waste our time.
 _MOST_SEGMENTS: Final = 128
 # User space is far below; and sums stay inside numpy's int64.
@@ -314,5 +316,7 @@ def build_id_of_notes(data: bytes) -> str:
 
 
 def _string_at(table: bytes, offset: int) -> str:
-    end = table.find(b"\0", offset)
+    end = table.find(b"\0", offset, offset + _LONGEST_NAME)
+    if end < 0:
+        table = table[: offset + _LONGEST_NAME]
     return table[offset : end if end >= 0 else None].decode("utf-8", "backslashreplace")

@@ -56,6 +56,8 @@ _Item = TypeVar("_Item", bound=np.generic)
 # A table whose names overlap so much that together they are far larger than
 # the string table was made to exhaust memory; linkers merge only tails.
 _NAME_EXPANSION_LIMIT: Final = 32
+_LONGEST_NAME: Final = 1 << 16
+_MOST_PACKED: Final = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class SymbolTable:
         starts = np.minimum(self.entries["name"][indices].astype(np.int64), len(strings) - 1)
         nul = np.flatnonzero(np.frombuffer(strings, np.uint8) == 0)
         ends = nul[np.searchsorted(nul, starts)]
+        if len(starts) and int((ends - starts).max()) > _LONGEST_NAME:
+            raise MalformedElfError("a symbol's name is longer than any")
         if int((ends - starts).sum()) > _NAME_EXPANSION_LIMIT * (len(strings) + 65536):
             raise MalformedElfError("symbol names overlap beyond reason")
         return [
@@ -219,6 +223,8 @@ def _relr_addresses(elf: ElfFile) -> Sequence[int]:
     words = _records(
         elf.read_at(dynamic[_DT_RELR], dynamic.get(_DT_RELRSZ, 0)), np.dtype("<u8")
     ).tolist()
+    if sum(word.bit_count() for word in words if word & 1) > _MOST_PACKED:
+        raise MalformedElfError("more packed relocations than any file has")
     addresses: list[int] = []
     where = 0
     for word in words:

@@ -67,7 +67,7 @@ class CodeRanges:
                 merged.append([start, end])
         return cls(
             np.array([low for low, _ in merged], np.uint64),
-            np.array([high for _, high in merged], np.uint64),
+            np.array([min(high, (1 << 64) - 1) for _, high in merged], np.uint64),
         )
 
     def contain(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -43,13 +43,18 @@ def _demangle_v0(linkage_name: str) -> str | None:
     return demangled + _visible_suffix(dot + suffix)
 
 
+_DIGITS = frozenset("0123456789")
+
+
 def _demangle_legacy(linkage_name: str) -> str | None:
     elements = []
     position = len("_ZN")
-    while linkage_name[position : position + 1].isdigit():
+    while linkage_name[position : position + 1] in _DIGITS:
         digits_end = position
-        while linkage_name[digits_end : digits_end + 1].isdigit():
+        while linkage_name[digits_end : digits_end + 1] in _DIGITS:
             digits_end += 1
+        if digits_end - position > 9:
+            return None
         end = digits_end + int(linkage_name[position:digits_end])
         elements.append(linkage_name[digits_end:end])
         position = end

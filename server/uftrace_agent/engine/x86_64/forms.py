@@ -246,6 +246,10 @@ class X86Architecture:
                 refusal = error.refusal
                 reasons.append(error.detail)
                 continue
+            if candidate.tail is not None and self._is_jumped_into(candidate.tail, site, request):
+                refusal = Refusal.OVERLAPS_NEIGHBOUR
+                reasons.append("hop: some jump may lead into the padding")
+                continue
             if _claim(layout, candidate):
                 return candidate
             if candidate.landing is not None:
@@ -254,6 +258,15 @@ class X86Architecture:
             form = candidate.form.name.lower()
             reasons.append(f"{form}: a neighbour's tracepoint needs its bytes")
         raise RefusedError(refusal, "no form fits `" + site.instruction.text + "`")
+
+    # Padding is no more than that only if nothing jumps there.
+    def _is_jumped_into(self, tail: Patch, site: EntrySite, request: SiteRequest) -> bool:
+        addresses = range(tail.address, tail.end)
+        text = request.function.text
+        if text is None:
+            return site.instruction.branch_target() in addresses
+        targets = self._targets.of(text)
+        return any(address in targets for address in addresses)
 
 
 def _word(request: SiteRequest) -> int:

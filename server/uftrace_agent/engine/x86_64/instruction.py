@@ -67,6 +67,8 @@ _UNMOVABLE: Final = frozenset(
 )
 _UD2: Final = b"\x0f\x0b"
 _OPERAND_SIZE: Final = 0x66
+_LOCK: Final = 0xF0
+_LEGACY_PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _INDIRECT: Final = 0xFF
 _REX_B: Final = 0x41
 _PUSH_REGISTER: Final = 0x50
@@ -257,6 +259,8 @@ def _move(instruction: Instruction, destination: int) -> Moved:
         # Intel's processors ignore the prefix, AMD's go to a 16-bit address
         # (AMD64 manual volume 3, JMP near).
         raise UnmovableError(f"`{instruction.text}` goes elsewhere on other processors")
+    if raw.id in _BRANCHES and _LOCK in _prefixes(instruction.code):
+        raise UnmovableError(f"`{instruction.text}` with a lock prefix is no instruction")
     target = instruction.branch_target()
     if target is not None:
         if raw.id == x86.X86_INS_JMP:
@@ -277,6 +281,14 @@ def _move(instruction: Instruction, destination: int) -> Moved:
     return Moved(code, falls_through)
 
 
+# Capstone keeps one of each group only, and a REX prefix may stand before others.
+def _prefixes(code: bytes) -> bytes:
+    at = 0
+    while at < len(code) and (code[at] in _LEGACY_PREFIXES or code[at] & 0xF0 == 0x40):
+        at += 1
+    return code[:at]
+
+
 # Capstone takes `lcall *disp(%rip)` (FF /3, FF /5) for a near one.
 def _is_far(raw: capstone.CsInsn) -> bool:
     if raw.id not in (x86.X86_INS_CALL, x86.X86_INS_JMP):
@@ -292,10 +304,7 @@ def _move_counted(instruction: Instruction, destination: int, target: int) -> by
 
 def _move_indirect_call(instruction: Instruction, destination: int, end: int) -> Moved:
     operand = instruction.raw.operands[0]
-    if operand.type == x86.X86_OP_MEM and x86.X86_REG_RSP in (
-        operand.mem.base,
-        operand.mem.index,
-    ):
+    if operand.type == x86.X86_OP_MEM and _STACK_POINTER & {operand.mem.base, operand.mem.index}:
         raise UnmovableError(f"`{instruction.text}` reads its target relative to the stack")
     if operand.type == x86.X86_OP_REG and operand.reg == x86.X86_REG_RSP:
         raise UnmovableError(f"`{instruction.text}` calls the stack pointer")

@@ -41,6 +41,8 @@ _ADDRESS_PREFIX: Final = b"\x67"
 # As capstone writes them: `lea rbx, [rip + 0x10]`, `mov ebx, 0x401000`.
 _LOADS_ADDRESS: Final = re.compile(r"r\w+, \[rip ([+-]) (0x[0-9a-f]+|\d+)\]")
 _LOADS_NUMBER: Final = re.compile(r"\w+, (0x[0-9a-f]+)")
+_SUB_RSP: Final = re.compile(r"rsp, (0x[0-9a-f]+|\d+)")
+_TOUCHES_RSP: Final = re.compile(r"rsp\b")
 _FIRST_OPERAND: Final = re.compile(r"\w+")
 _READ_ONLY: Final = ("push", "pop", "cmp", "test", "jmp", "call")
 # Registers that survive calls, by the names of their 64 and 32 bits.
@@ -155,6 +157,7 @@ def _hook_calls(function: FunctionCode) -> list[_HookCall]:
     lines = outline(body, function.address)
     constants = _constants(lines)
     found: list[_HookCall] = []
+    unclear: list[tuple[Instruction, Role]] = []
     for index, line in enumerate(lines):
         name = _hook_name(function, body, line)
         if name is None:
@@ -165,13 +168,36 @@ def _hook_calls(function: FunctionCode) -> list[_HookCall]:
         if values.get(x86.X86_REG_RDI) != function.address:
             continue
         instruction = _at(function, body, line)
+        role = Role.ENTRY if name == _ENTER else Role.EXIT
         slot = values.get(x86.X86_REG_RSI)
         if not instruction.is_call():
             slot = _Slot(x86.X86_REG_RSP, 0)  # the frame is gone
-        if not isinstance(slot, _Slot):
-            return []
-        found.append(_HookCall(instruction, Role.ENTRY if name == _ENTER else Role.EXIT, slot))
-    return found
+        elif not isinstance(slot, _Slot) and role is Role.ENTRY:
+            slot = _slot_by_depth(lines[:index])
+        if isinstance(slot, _Slot):
+            found.append(_HookCall(instruction, role, slot))
+        else:
+            unclear.append((instruction, role))
+    # Calls of one function are made at one depth of its stack: with a frame of varying
+    # size there is a frame pointer.
+    enter = next((hook for hook in found if hook.role is Role.ENTRY), None)
+    if unclear and enter is None:
+        return []
+    return found + [_HookCall(i, role, enter.slot) for i, role in unclear if enter is not None]
+
+
+# Where the return address is after the function's first instructions, by how much they
+# pushed; clang keeps `caller` in a register and may not load it again.
+def _slot_by_depth(lines: Sequence[Line]) -> _Slot | None:
+    depth = 0
+    for line in lines:
+        if line.mnemonic == "push":
+            depth += 8
+        elif line.mnemonic == "sub" and (match := _SUB_RSP.fullmatch(line.operands)):
+            depth += int(match.group(1), 0)
+        elif line.branch_target() is not None or _TOUCHES_RSP.match(line.operands):
+            return None
+    return _Slot(x86.X86_REG_RSP, depth)
 
 
 def _at(function: FunctionCode, body: bytes, line: Line) -> Instruction:

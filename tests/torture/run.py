@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The long form: every form, writer and number of threads, so many toggles each.
+
+    python -m tests.torture.run --toggles 1000000
+
+The toggles of one form and writer are shared by the numbers of threads. Prints a table
+in Markdown, and ends with status 1 if anything at all went wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+
+from tests.torture import table
+from tests.torture.cell import Row, Work, run_cell
+from tests.torture.forms import BY_NAME, FORMS
+from tests.torture.subject import Load
+from tests.torture.toggling import Limit
+from uftrace_agent.engine.model import Writer
+
+THREADS = (1, 8, 64)
+# Each time the program is left, everything must be as it was.
+ROUNDS = 3
+_WRITERS = {writer.name.lower(): writer for writer in Writer}
+
+
+def load_of(threads: int) -> Load:
+    """The load for a number of threads: one of them has SIGTRAPs of its own."""
+    return Load(threads, own_trap=threads == 8)
+
+
+def main() -> int:
+    """The command line."""
+    arguments = _arguments()
+    writers = [_WRITERS[name] for name in arguments.writers]
+    rows: list[Row] = []
+    share = arguments.toggles // len(arguments.threads) // ROUNDS + 1
+    limit = Limit(share, arguments.seconds / ROUNDS)
+    print(table.head(), flush=True)
+    with tempfile.TemporaryDirectory(prefix="torture-") as directory:
+        work = Work(limit, arguments.seed, ROUNDS, arguments.sites, directory)
+        for case, threads in itertools.product(arguments.forms, arguments.threads):
+            wanted = [writer for writer in BY_NAME[case].writers if writer in writers]
+            for row in run_cell(BY_NAME[case], wanted, load_of(threads), work):
+                rows.append(row)
+                print(table.line(row), flush=True)
+                for failure in row.failures:
+                    print(f"\n{failure}\n", file=sys.stderr, flush=True)
+    print(f"\nforms:\n{table.forms(rows)}")
+    bad = [row for row in rows if not row.is_good]
+    toggles = sum(row.tally.toggles for row in rows)
+    print(f"\nseed {arguments.seed}: {toggles:,} toggles, {len(bad)} of {len(rows)} rows failed")
+    return 1 if bad or not rows else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.torture.run",
+        description="Toggle sites of every form while threads execute them.",
+    )
+    parser.add_argument("--toggles", type=int, default=1_000_000, help="of each form and writer")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="at most, for each row of the table"
+    )
+    parser.add_argument("--forms", nargs="+", choices=list(BY_NAME), default=[case.name for case in FORMS])
+    parser.add_argument(
+        "--writers", nargs="+", choices=list(_WRITERS), default=list(_WRITERS), metavar="WRITER"
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=list(THREADS))
+    parser.add_argument("--sites", type=int, default=1 << 20, help="of each form, at most")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
