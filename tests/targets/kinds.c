@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The tree of kinds_tree.c, called by threads that check its results, and by main:
+ * The tree of kinds_tree.c, called by threads that check its results (as many as the
+ * argument says, or 3), and by main:
  *
  *   tree N -> tree done N     main called kind_root(0) to kind_root(N - 1)
  */
@@ -57,9 +58,9 @@ static void burst(long n)
 	harness_reply("burst done %ld", n);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	static const harness_command commands[] = { { "burst", burst }, { "tree", tree }, { NULL, NULL } };
-	harness_spawn(3, worker);
+	harness_spawn(argc > 1 ? atoi(argv[1]) : 3, worker);
 	return harness_main(commands, NULL);
 }

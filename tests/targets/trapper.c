@@ -4,10 +4,11 @@
  * breakpoints of its own and sends the signal to itself, all the time, and counts
  * that none is lost and none comes that it did not cause.
  *
- *   trapper [own] [calls] [slow] [change]
+ *   trapper [own] [calls] [slow] [change] [alone]
  *     own      handles SIGTRAP, and raises it
  *     calls    its handler calls the functions that everybody calls
  *     slow     the threads get SIGUSR1 all the time, whose handler sleeps at times
+ *     alone    one thread only
  *     change   sets its action for SIGTRAP anew all the time (with own)
  *   disposition  -> disposition own|default|ignored|foreign flags=N mask=N
  *
@@ -31,7 +32,7 @@ COUNTER_NAMED(calls_slow, "slow");
 
 enum { WORKERS = 3 };
 
-static int owns, calls, is_slow, changes;
+static int owns, calls, is_slow, changes, alone;
 static int tids[WORKERS];
 /* Of the thread: what its handler saw last, and how often it ran. */
 static __thread volatile word traps_seen;
@@ -198,6 +199,7 @@ int main(int argc, char **argv)
 	for (int i = 1; i < argc; i++) {
 		owns |= !strcmp(argv[i], "own");
 		calls |= !strcmp(argv[i], "calls");
+		alone |= !strcmp(argv[i], "alone");
 		is_slow |= !strcmp(argv[i], "slow");
 		changes |= !strcmp(argv[i], "change");
 	}
@@ -207,7 +209,7 @@ int main(int argc, char **argv)
 		struct sigaction user = { .sa_handler = on_user, .sa_flags = SA_RESTART };
 		sigaction(SIGUSR1, &user, NULL);
 	}
-	harness_spawn(WORKERS, worker);
+	harness_spawn(alone ? 1 : WORKERS, worker);
 	if (is_slow)
 		harness_spawn(1, storm);
 	if (changes)

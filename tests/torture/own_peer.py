@@ -71,5 +71,3 @@ def own_peer(subject: Subject, places: Sequence[Place]) -> Iterator[_Engine]:
         rings.close()
         attachment.close()
         images.clear()
-
-

@@ -120,7 +120,7 @@ def _one_run(
 ) -> None:
     chance = random.Random(seed)
     places = places_of(subject, sites)
-    indices = range(len(places))
+    indices = list(range(len(places)))
     subject.focus_on(places[0].name, len(places))
     started = time.monotonic()
     try:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uftrace_agent.engine.annex import Annex
-from uftrace_agent.process.threads import thread_ids
 from uftrace_agent.errors import TargetGoneError
+from uftrace_agent.process.threads import thread_ids
 from uftrace_agent.recording.rings import RingReader
 from uftrace_agent.runtime.layout import (
     ID_MAX,

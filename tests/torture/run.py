@@ -66,7 +66,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="at most, for each row of the table"
     )
-    parser.add_argument("--forms", nargs="+", choices=list(BY_NAME), default=[case.name for case in FORMS])
+    parser.add_argument(
+        "--forms", nargs="+", choices=list(BY_NAME), default=[case.name for case in FORMS]
+    )
     parser.add_argument(
         "--writers", nargs="+", choices=list(_WRITERS), default=list(_WRITERS), metavar="WRITER"
     )

@@ -19,7 +19,6 @@ from uftrace_agent.process.threads import status_field
 _DEADLINE = 60.0
 _CORE_DEADLINE = 60.0
 _DEATH_SECONDS = 3.0
-_SIGTRAP_BIT = 1 << 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +30,14 @@ class Load:
         hz: SIGPROF so often a second, over all threads.
         churn: So many threads at a time that live shortly.
         own_trap: The program handles SIGTRAP itself, and sends some.
+        masked: Its handler of SIGPROF runs with SIGTRAP blocked.
     """
 
     threads: int
     hz: int = 10_000
     churn: int = 2
     own_trap: bool = False
+    masked: bool = False
 
     def arguments(self) -> list[str]:
         """For the program's command line."""
@@ -45,6 +46,7 @@ class Load:
             f"hz={self.hz}",
             f"churn={self.churn}",
             f"trap={int(self.own_trap)}",
+            f"mask={int(self.masked)}",
         ]
 
 
@@ -108,10 +110,6 @@ class Subject:
         assert caught == self._caught_before, (
             f"signals caught: {caught:#x}, before {self._caught_before:#x}"
         )
-
-    def is_trap_handled_by_us(self) -> bool:
-        """Whether a handler of SIGTRAP is there that the program has not set."""
-        return bool((self._caught_signals() & ~self._caught_before) & _SIGTRAP_BIT)
 
     def _caught_signals(self) -> int:
         return int(status_field(self.pid, "SigCgt") or "0", 16)
