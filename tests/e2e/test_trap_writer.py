@@ -21,6 +21,7 @@ from uftrace_remote.enums import PatchForm, PatchStatus, PatchWriter, RefusalRea
 from uftrace_remote.errors import UftraceError
 from uftrace_remote.values import PatchOptions, PatchResult, ProcessRef, UnpatchResult
 
+WRITER_UNSUITABLE = RefusalReason.WRITER_UNSUITABLE
 TRAP = PatchOptions(writer=PatchWriter.TRAP)
 NAMES = ["leaf", "middle", "outer"]
 SIGTRAP_BIT = 1 << 4
@@ -79,11 +80,18 @@ def test_h52_no_signal_of_the_program_is_lost(
         before = target.command("disposition")
         with attached(client, target.pid) as session_id:
             for _ in range(20):
-                result = trap_patch(client, session_id, NAMES)
-                assert {r.writer for r in result.results} == {PatchWriter.TRAP}
+                if "own" in arguments:
+                    refused = client.patch(session_id, NAMES, TRAP)
+                    assert {r.refusal for r in refused.results} == {WRITER_UNSUITABLE}
+                    assert "handles SIGTRAP itself" in refused.results[0].detail
+                    result = client.patch(session_id, NAMES)
+                    assert PatchWriter.TRAP not in {r.writer for r in result.results}
+                else:
+                    result = trap_patch(client, session_id, NAMES)
+                    assert {r.writer for r in result.results} == {PatchWriter.TRAP}
                 assert text_differences(target.pid)
                 target.wait_iterations(3)
-                undone = trap_unpatch(client, session_id)
+                undone = client.unpatch(session_id)
                 assert {r.status for r in undone.results} == {PatchStatus.DISABLED}
                 assert_text_unchanged(target.pid)
         # Its action is its own again: handler, flags and mask.
@@ -95,12 +103,12 @@ def test_h52_no_signal_of_the_program_is_lost(
 
 
 def test_h52_a_program_that_changes_its_action_all_the_time(client: SyncAgentClient) -> None:
-    """Traps where it holds still for long enough, another writer where it does not: what
-    counts is that it goes on, and that its action is one of its own in the end."""
+    """No traps for it: what counts is that it goes on, and that its action is one of its
+    own in the end."""
     with TargetProcess(build("trapper"), "own", "change") as target:
         with attached(client, target.pid) as session_id:
             for _ in range(20):
-                client.patch(session_id, NAMES, TRAP)
+                client.patch(session_id, NAMES)
                 target.wait_iterations(3)
                 client.unpatch(session_id)
         assert target.command("disposition").startswith("disposition own ")
@@ -267,7 +275,7 @@ GUARDS = [
     Guard(
         "a handler on a stack of its own", 53, action("SA_ONSTACK"), "on a stack of its own"
     ),
-    Guard("SA_RESETHAND", 52, action("SA_RESETHAND", number="SIGTRAP"), "serves once only"),
+    Guard("SA_RESETHAND", 52, action("SA_RESETHAND", number="SIGTRAP"), "handles SIGTRAP itself"),
     Guard("a static program", 53, "", "C library inside", flags=("-static",)),
 ]  # fmt: skip
 
@@ -295,16 +303,12 @@ def rounds(process: subprocess.Popen[str]) -> int:
     return int(process.stdout.readline().split()[1])
 
 
-@pytest.mark.parametrize(
-    "guard", GUARDS, ids=[f"h{guard.hazard} {guard.name}" for guard in GUARDS]
-)
+@pytest.mark.parametrize("guard", GUARDS, ids=[f"h{guard.hazard} {guard.name}" for guard in GUARDS])
 def test_h51_h52_h53_h61_where_traps_could_kill_none_is_put(
     client: SyncAgentClient, tmp_path: Path, guard: Guard
 ) -> None:
     source, binary = tmp_path / "guarded.c", tmp_path / "guarded"
-    source.write_text(
-        PROGRAM % {"prepare": guard.prepare, "declarations": guard.declarations}
-    )
+    source.write_text(PROGRAM % {"prepare": guard.prepare, "declarations": guard.declarations})
     command = ["gcc", "-O2", "-pthread", *guard.flags, "-o", str(binary), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     with running(binary) as process:
@@ -375,7 +379,7 @@ def test_threads_that_come_and_go_meanwhile(client: SyncAgentClient) -> None:
 
 def test_two_clients_toggle_by_different_writers(client: SyncAgentClient) -> None:
     """Requests of one session never overlap, whoever makes them."""
-    with TargetProcess(build("trapper"), "own") as target:
+    with TargetProcess(build("trapper")) as target:
         session_id = client.attach(ProcessRef(target.pid)).session.session_id
         errors: list[BaseException] = []
 

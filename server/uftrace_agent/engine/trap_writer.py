@@ -38,7 +38,6 @@ _SA_RESTORER: Final = 0x04000000
 _SA_ONSTACK: Final = 0x08000000
 _SA_RESTART: Final = 0x10000000
 _SA_NODEFER: Final = 0x40000000
-_SA_RESETHAND: Final = 0x80000000
 # Of the program's own flags, what matters to a signal that is passed on.
 _KEPT: Final = _SA_RESTART
 # What the threads library itself catches: its handlers are in libc.
@@ -167,9 +166,10 @@ class SignalTable:
         caught = self._caught()
         for number, action in self._read_actions(caught).items() if caught else ():
             if number == _SIGTRAP:
-                if action.flags & _SA_RESETHAND:
-                    return "the program's handler of SIGTRAP serves once only"
-            elif action.mask >> (_SIGTRAP - 1) & 1:
+                # It may run with the signal blocked, and the program may set it anew
+                # at any moment.
+                return "the program handles SIGTRAP itself"
+            if action.mask >> (_SIGTRAP - 1) & 1:
                 return f"the handler of signal {number} runs with SIGTRAP blocked"
             if action.flags & _SA_ONSTACK:
                 return (

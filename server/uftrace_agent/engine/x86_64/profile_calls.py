@@ -54,6 +54,7 @@ _KEPT: Final = {
     **{f"r{n}": getattr(x86, f"X86_REG_R{n}") for n in range(12, 16)},
     **{f"r{n}d": getattr(x86, f"X86_REG_R{n}") for n in range(12, 16)},
 }
+_RSP: Final = x86.X86_REG_RSP
 _LOST_IN_CALLS: Final = (
     x86.X86_REG_RAX,
     x86.X86_REG_RCX,
@@ -156,8 +157,8 @@ def _hook_calls(function: FunctionCode) -> list[_HookCall]:
     body = function.body()
     lines = outline(body, function.address)
     constants = _constants(lines)
-    found: list[_HookCall] = []
-    unclear: list[tuple[Instruction, Role]] = []
+    hooks: list[tuple[Instruction, Role]] = []
+    slot: _Slot | None = None
     for index, line in enumerate(lines):
         name = _hook_name(function, body, line)
         if name is None:
@@ -167,23 +168,24 @@ def _hook_calls(function: FunctionCode) -> list[_HookCall]:
             _run(values, _at(function, body, before))
         if values.get(x86.X86_REG_RDI) != function.address:
             continue
-        instruction = _at(function, body, line)
         role = Role.ENTRY if name == _ENTER else Role.EXIT
-        slot = values.get(x86.X86_REG_RSI)
-        if not instruction.is_call():
-            slot = _Slot(x86.X86_REG_RSP, 0)  # the frame is gone
-        elif not isinstance(slot, _Slot) and role is Role.ENTRY:
-            slot = _slot_by_depth(lines[:index])
-        if isinstance(slot, _Slot):
-            found.append(_HookCall(instruction, role, slot))
-        else:
-            unclear.append((instruction, role))
-    # Calls of one function are made at one depth of its stack: with a frame of varying
-    # size there is a frame pointer.
-    enter = next((hook for hook in found if hook.role is Role.ENTRY), None)
-    if unclear and enter is None:
+        hooks.append((_at(function, body, line), role))
+        if role is Role.ENTRY:
+            slot = _return_slot(values.get(x86.X86_REG_RSI), lines[:index])
+    if slot is None:
         return []
-    return found + [_HookCall(i, role, enter.slot) for i, role in unclear if enter is not None]
+    # All calls of one function are made at one depth of its stack: where that varies,
+    # there is a frame pointer. What they load as `caller` may be a copy.
+    return [
+        _HookCall(instruction, role, slot if instruction.is_call() else _Slot(_RSP, 0))
+        for instruction, role in hooks
+    ]
+
+
+def _return_slot(caller: int | _Slot | None, lines: Sequence[Line]) -> _Slot | None:
+    if isinstance(caller, _Slot) and caller.base != _RSP:
+        return caller
+    return _slot_by_depth(lines) or (caller if isinstance(caller, _Slot) else None)
 
 
 # Where the return address is after the function's first instructions, by how much they
@@ -197,7 +199,7 @@ def _slot_by_depth(lines: Sequence[Line]) -> _Slot | None:
             depth += int(match.group(1), 0)
         elif line.branch_target() is not None or _TOUCHES_RSP.match(line.operands):
             return None
-    return _Slot(x86.X86_REG_RSP, depth)
+    return _Slot(_RSP, depth)
 
 
 def _at(function: FunctionCode, body: bytes, line: Line) -> Instruction:
