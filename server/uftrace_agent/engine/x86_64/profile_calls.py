@@ -157,7 +157,7 @@ def _hook_calls(function: FunctionCode) -> list[_HookCall]:
     body = function.body()
     lines = outline(body, function.address)
     constants = _constants(lines)
-    hooks: list[tuple[Instruction, Role]] = []
+    hooks: list[tuple[Instruction, Role, int | _Slot | None]] = []
     slot: _Slot | None = None
     for index, line in enumerate(lines):
         name = _hook_name(function, body, line)
@@ -169,17 +169,27 @@ def _hook_calls(function: FunctionCode) -> list[_HookCall]:
         if values.get(x86.X86_REG_RDI) != function.address:
             continue
         role = Role.ENTRY if name == _ENTER else Role.EXIT
-        hooks.append((_at(function, body, line), role))
+        caller = values.get(x86.X86_REG_RSI)
+        hooks.append((_at(function, body, line), role, caller))
         if role is Role.ENTRY:
-            slot = _return_slot(values.get(x86.X86_REG_RSI), lines[:index])
+            slot = _return_slot(caller, lines[:index])
     if slot is None:
         return []
-    # All calls of one function are made at one depth of its stack: where that varies,
-    # there is a frame pointer. What they load as `caller` may be a copy.
     return [
-        _HookCall(instruction, role, slot if instruction.is_call() else _Slot(_RSP, 0))
-        for instruction, role in hooks
+        _HookCall(instruction, role, _slot_at(instruction, caller, slot))
+        for instruction, role, caller in hooks
     ]
+
+
+# A function's calls are made at one depth of its stack, but for arguments that gcc has
+# not taken off yet: then what is loaded as `caller` lies further up. What lies further
+# down is a copy of it (clang).
+def _slot_at(instruction: Instruction, caller: int | _Slot | None, enter: _Slot) -> _Slot:
+    if not instruction.is_call():
+        return _Slot(_RSP, 0)  # the frame is gone
+    if isinstance(caller, _Slot) and caller.base == enter.base and caller.offset > enter.offset:
+        return caller
+    return enter
 
 
 def _return_slot(caller: int | _Slot | None, lines: Sequence[Line]) -> _Slot | None:
