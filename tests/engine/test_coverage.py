@@ -11,14 +11,11 @@ from tests.support.programs import postgres
 
 # What is promised, and what a change in luck (ASLR decides what is free) leaves.
 PROMISED = 0.98
-PER_SECOND = 2000
 
 
 def assert_covered(coverage: Coverage) -> None:
     assert coverage.functions > 200, coverage  # ld.so has some 300
     assert coverage.share >= PROMISED, coverage
-    # On a loaded machine; alone it is five times that.
-    assert coverage.planned_per_second > PER_SECOND, coverage
 
 
 @pytest.fixture(scope="module")

@@ -187,16 +187,18 @@ class Annex:
         data_size = DataPlaces.at(0).end
         code_size = self._home_offset() + THUNK_SPAN
         ring_size = self.ring_options.total_bytes
+        # Anywhere: nothing here has to be near the program's code. Low in the mapping
+        # area, away from where the kernel puts new mappings. The thunks refer to their
+        # data, which therefore lie just below them.
         places = []
-        for size in (data_size, code_size, ring_size):
-            # Anywhere: nothing here has to be near the program's code. Low in
-            # the mapping area, away from where the kernel puts new mappings.
+        for size in (data_size + PAGE + code_size, ring_size):
             place = free.find(size + 2 * PAGE, 1 << 32, 1 << 47, near=0x6000_0000_0000)
             if place is None:
                 raise ExhaustedError("the process has no free address space left")
             free.take(place, place + size + 2 * PAGE)
             places.append(place + PAGE)
-        data, code, rings = places
+        data, rings = places
+        code = data + -(-data_size // PAGE) * PAGE + PAGE
         self.data = DataPlaces.at(data)
         self.thunks = code + self._home_offset()
         private = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE

@@ -70,6 +70,7 @@ class RemoteCaller:
         self._pop_rax = 0
         self.pauses = Pauses()
         self._batch: BatchPlace | None = None
+        self._unfinished: CRemote | None = None
 
     def take_pauses(self) -> Pauses:
         """How long threads were stopped since this was asked last."""
@@ -133,7 +134,10 @@ class RemoteCaller:
                     f"a thread of process {self._pid} was stopped in the middle of a call",
                     hint="let the process go on (SIGCONT), then try again",
                 )
+            if self._unfinished is not None:
+                library().uh_finish_calls(ctypes.byref(self._unfinished))
             time.sleep(0.001)
+        self._unfinished = None
 
     def _calls_left(self) -> int:
         assert self._batch is not None, "asked only where there are batches"
@@ -188,6 +192,8 @@ class RemoteCaller:
             deadline_nanos=_DEADLINE_NS,
         )
         code = library().uh_remote_calls(ctypes.byref(remote))
+        if code == -errno.EINPROGRESS:
+            self._unfinished = remote
         if spare is not None and code != -errno.ESRCH:
             self._memory.write(spare.low, bytes(spare.high - spare.low))
         self.pauses.add(remote.pause_nanos, thread.tid)

@@ -257,6 +257,7 @@ def library() -> ctypes.CDLL:
     loaded.uh_trap_settle.argtypes = [ctypes.POINTER(CTrap)]
     loaded.uh_can_visit_processors.argtypes = []
     loaded.uh_remote_calls.argtypes = [ctypes.POINTER(CRemote)]
+    loaded.uh_finish_calls.argtypes = [ctypes.POINTER(CRemote)]
     loaded.uh_look.argtypes = [ctypes.POINTER(CLook)]
     loaded.uh_drain_rings.argtypes = [ctypes.POINTER(CDrain)]
     loaded.uh_retire_ring.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int32]

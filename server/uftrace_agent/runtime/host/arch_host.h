@@ -16,6 +16,7 @@
 #define UH_TRAP_BYTE 0xcc /* int3 */
 /* struct rt_sigframe: the return address, 40 bytes of struct ucontext, 16 registers. */
 #define UH_SAVED_PC_OFFSET 176
+#define UH_SAVED_SP_OFFSET 168
 
 struct uh_registers {
 	struct user_regs_struct user;
@@ -81,6 +82,7 @@ static inline void uh_reenter_call(struct uh_registers *r)
 /* struct rt_sigframe: siginfo (128), 176 bytes of struct ucontext, fault address,
  * x0 to x30, sp. */
 #define UH_SAVED_PC_OFFSET 568
+#define UH_SAVED_SP_OFFSET 560
 
 struct uh_registers {
 	struct user_regs_struct user;

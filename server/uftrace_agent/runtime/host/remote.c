@@ -177,6 +177,17 @@ static int next_syscall_stop(struct work *w, uint64_t deadline)
 	}
 }
 
+/* No handler may run on top of the injected calls, and leave by longjmp. The frame
+ * holds the real mask, and the thread's sigreturn sets it again: so the registers that
+ * lead there come first, or a thread would stay without signals if we died between. */
+static int block_signals(pid_t tid)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	return ptrace(PTRACE_SETSIGMASK, tid, 8, &all) ? -errno : 0;
+}
+
 static int inject(struct work *w, int64_t number, const uint64_t args[6], int64_t *result)
 {
 	struct uh_registers now = w->original;
@@ -195,6 +206,8 @@ static int inject(struct work *w, int64_t number, const uint64_t args[6], int64_
 	now.user.rsp = w->stack_at;
 	now.user.orig_rax = -1; /* no restart of the interrupted call meanwhile */
 	error = uh_set_registers(tid, &now);
+	if (!error)
+		error = block_signals(tid);
 	if (!error)
 		error = next_syscall_stop(w, deadline); /* entry */
 	if (!error)
@@ -215,41 +228,78 @@ static int returns_by_frame(const struct work *w)
 	return (long)r->orig_rax < 0 || ((long)r->rax <= -512 && (long)r->rax >= -514);
 }
 
-/* Wait until no call of the table is left. */
+/* Wait until no call of the table is left. 1: not yet. */
+static int look_at_calls(const struct uh_remote *remote, uint64_t deadline, unsigned *spins)
+{
+	struct timespec pause = { 0, 20000 };
+	uint64_t left;
+
+	if (uh_read_exact(remote->mem_fd, &left, 8, remote->table))
+		return -ESRCH;
+	if (!left)
+		return 0;
+	if (uh_now() > deadline)
+		return -EINPROGRESS;
+	if (++*spins > 20)
+		nanosleep(&pause, 0);
+	return 1;
+}
+
 static int await_calls(const struct uh_remote *remote)
 {
 	const uint64_t deadline = uh_now() + remote->deadline_nanos;
-	uint64_t left;
+	unsigned spins = 0;
+	int error;
 
-	for (unsigned spins = 0;; spins++) {
-		struct timespec pause = { 0, 20000 };
-
-		if (uh_read_exact(remote->mem_fd, &left, 8, remote->table))
-			return -ESRCH;
-		if (!left)
-			return 0;
-		if (uh_now() > deadline)
-			return -EINPROGRESS;
-		if (spins > 20)
-			nanosleep(&pause, 0);
-	}
+	do
+		error = look_at_calls(remote, deadline, &spins);
+	while (error == 1);
+	return error;
 }
 
-/* Somebody has stopped the process just now: a tracer may let the thread run. */
-static int push_on(const struct uh_remote *remote)
+/* Make a traced thread run until its calls are made, whatever stops it meanwhile:
+ * a process that was stopped reports that more than once. */
+static int run_calls(const struct uh_remote *remote, int *withheld)
 {
-	int error = uh_seize(remote->tid, PTRACE_O_TRACESYSGOOD), signal;
+	const uint64_t deadline = uh_now() + remote->deadline_nanos;
+	unsigned spins = 0;
+	int error, signal;
 
-	for (int round = 0; !error && round < 2; round++) {
+	do {
+		error = uh_await_stop(remote->tid, 0, &signal);
+		if (!error) {
+			if (signal)
+				*withheld = signal;
+			ptrace(PTRACE_CONT, remote->tid, 0, 0);
+		}
+		if (error == -ESRCH)
+			return error;
+		error = look_at_calls(remote, deadline, &spins);
+	} while (error == 1);
+	return error;
+}
+
+/* The process was stopped just now, and stays so: a tracer may let one thread run.
+ * SIGSTOP, the one signal that is not blocked, waits until the calls are made. */
+static int push_on(void *argument)
+{
+	const struct uh_remote *remote = argument;
+	int error = uh_seize(remote->tid, PTRACE_O_TRACESYSGOOD), signal = 0, withheld = 0;
+
+	if (error)
+		return error;
+	ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0);
+	error = run_calls(remote, &withheld);
+	if (!error) {
 		ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0);
 		do
 			error = uh_await_stop(remote->tid, uh_now() + remote->deadline_nanos, &signal);
 		while (error == -EAGAIN);
-		if (!error && !round && !ptrace(PTRACE_CONT, remote->tid, 0, 0))
-			error = await_calls(remote);
-	}
-	if (!error)
 		uh_detach(remote->tid, signal);
+		error = 0;
+	}
+	if (withheld)
+		syscall(SYS_tgkill, remote->pid, remote->tid, withheld);
 	return error;
 }
 
@@ -262,7 +312,6 @@ static int call_in_one_go(struct work *w)
 					     (UF_CALLS_CAPACITY + 1)) / 8];
 	struct uh_registers now = w->original;
 	uint64_t *call = table + UF_CALLS_ENTRIES / 8;
-	sigset_t all;
 	size_t size;
 	int error;
 
@@ -283,9 +332,7 @@ static int call_in_one_go(struct work *w)
 	now.user.rip = remote->routine;
 	now.user.rsp = w->frame_at + offsetof(struct frame, uc);
 	now.user.orig_rax = -1;
-	/* No handler may run, and leave by longjmp, before all calls are made. */
-	sigfillset(&all);
-	if (ptrace(PTRACE_SETSIGMASK, remote->tid, 8, &all) || uh_set_registers(remote->tid, &now))
+	if (uh_set_registers(remote->tid, &now) || block_signals(remote->tid))
 		return -ESRCH;
 	uh_detach(remote->tid, 0);
 	error = await_calls(remote);
@@ -309,7 +356,6 @@ static int run(void *argument)
 	uint64_t begin, ignored[6] = { 0 };
 	struct frame frame;
 	int64_t result;
-	sigset_t all;
 	int error, signal;
 
 	w.remote = remote;
@@ -349,10 +395,6 @@ static int run(void *argument)
 		return error;
 	}
 
-	/* No signal handler may run on top of the injected calls. The frame holds
-	 * the real mask, so that the thread's own sigreturn restores it too. */
-	sigfillset(&all);
-	ptrace(PTRACE_SETSIGMASK, remote->tid, 8, &all);
 	/* sigreturn sets the alternate stack from the frame (H76): the first call
 	 * puts the real one there. */
 	ignored[1] = w.frame_at + offsetof(struct frame, uc.stack);
@@ -391,7 +433,20 @@ static int run(void *argument)
 	(void)argument;
 	return -ENOSYS;
 }
+
+static int push_on(void *argument)
+{
+	(void)argument;
+	return -ENOSYS;
+}
 #endif
+
+/* Let the thread finish the table that uh_remote_calls left it at with -EINPROGRESS.
+ * 0; -EINPROGRESS: not yet; -ESRCH, -EPERM, -ETIMEDOUT as for uh_stop_write. */
+UH_API int uh_finish_calls(struct uh_remote *remote)
+{
+	return uh_run_as_tracer(push_on, remote);
+}
 
 /* Make `remote->tid` of the target perform the calls. 0; -EAGAIN: a signal was
  * on its way, try again or take another thread; -ENOSPC: no room on its stack;

@@ -210,29 +210,70 @@ static int is_restorer(struct uh_stop *stop, uint64_t address)
 	       (!memcmp(code, codes[0], 9) || !memcmp(code, codes[1], 7));
 }
 
+/* What was found out about words of stacks in this stop. */
+static _Thread_local struct {
+	uint64_t address;
+	int is_restorer;
+} seen[1024];
+
+/* Where the stack goes on that a signal frame at `at` interrupted: a handler on an
+ * alternate stack leaves what it interrupted on another one. 0: `restorer` is none, or
+ * the frame is on the stack that it interrupted. Most words of stacks come again and
+ * again, so that what was found out about them is kept. */
+static uint64_t interrupted_stack(struct uh_stop *stop, uint64_t at, uint64_t restorer,
+				  uint64_t end)
+{
+	uint64_t sp, i = (restorer ^ restorer >> 10 ^ restorer >> 20) % 1024;
+
+	if (restorer < 65536 || restorer >> 47 || (restorer >= at && restorer < end))
+		return 0;
+	if (seen[i].address != restorer) {
+		seen[i].address = restorer;
+		seen[i].is_restorer = is_restorer(stop, restorer);
+	}
+	if (!seen[i].is_restorer ||
+	    uh_read_exact(stop->mem_fd, &sp, 8, at + UH_SAVED_SP_OFFSET))
+		return 0;
+	return sp > at && sp < end ? 0 : sp;
+}
+
 /* A word of a stack; what to write there, or 0 to leave it, or a negative errno. */
 typedef int word_look(struct uh_stop *stop, uint64_t at, uint64_t *word);
 
-static int walk_stack(struct uh_stop *stop, uint64_t sp, word_look *look)
+/* `depth`: how many more stacks to go to whose owner was interrupted. */
+static int walk_stack(struct uh_stop *stop, uint64_t sp, word_look *look, int depth)
 {
-	static _Thread_local uint64_t words[8192];
+	uint64_t words[1024], below[4];
 	const uint64_t end = stack_end(stop, sp);
+	uint32_t found_below = 0;
 
 	for (uint64_t at = sp & ~7ull; at + 8 <= end;) {
 		size_t want = end - at < sizeof words ? end - at : sizeof words;
 		ssize_t got = pread(stop->mem_fd, words, want, at);
 
 		if (got < 8)
-			return 0;
+			break;
 		for (uint32_t i = 0; i < got / 8; i++) {
-			int found = look(stop, at + i * 8, &words[i]);
+			uint64_t other = 0;
+			int found;
 
+			if (depth && found_below < 4)
+				other = interrupted_stack(stop, at + i * 8, words[i], end);
+			if (other)
+				below[found_below++] = other;
+			found = look(stop, at + i * 8, &words[i]);
 			if (found < 0)
 				return found;
 			if (found)
 				uh_write_exact(stop->mem_fd, &words[i], 8, at + i * 8);
 		}
 		at += got / 8 * 8;
+	}
+	for (uint32_t i = 0; i < found_below; i++) {
+		int error = walk_stack(stop, below[i], look, depth - 1);
+
+		if (error)
+			return error;
 	}
 	return 0;
 }
@@ -284,11 +325,14 @@ static int move_saved_pc(struct uh_stop *stop, uint64_t at, uint64_t *word)
 
 static int walk_stacks(struct uh_stop *stop, uint32_t count, word_look *look)
 {
+	/* Saved program counters must be found wherever they are; thunks that are not
+	 * found do no harm. */
+	const int depth = look == restore_return ? 0 : 3;
 	int error = 0;
 
 	for (uint32_t i = 0; i < count && !error; i++)
 		if (tracees[i].tid)
-			error = walk_stack(stop, tracees[i].sp, look);
+			error = walk_stack(stop, tracees[i].sp, look, depth);
 	return error;
 }
 
@@ -313,6 +357,7 @@ static int attempt(struct uh_stop *stop)
 	int error;
 
 	uh_hurry(1);
+	memset(seen, 0, sizeof seen);
 	error = freeze(stop->pid, deadline, &count);
 	if (!error)
 		error = check_counters(stop, count);
