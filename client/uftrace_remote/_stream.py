@@ -26,6 +26,7 @@ _SILENCE_SECONDS = 30.0
 _RETRY_SECONDS = 0.25
 
 _EXPIRED = "SEQUENCE_EXPIRED"
+_AT_RINGS = (LossStage.RING, LossStage.SHARED_RING)
 
 
 # Makes a grpc.aio unary-stream call; generated stubs have no types.
@@ -55,8 +56,18 @@ class _Losses:
     def __init__(self) -> None:
         self._before: dict[tuple[LossStage, int], int] = {}
         self._now: dict[tuple[LossStage, int], int] = {}
+        self._last: EventBatch | None = None
+        self._has_gap = False
+
+    def begin_anew(self) -> None:
+        """The next batch is not the one behind the last."""
+        self._has_gap = self._last is not None
 
     def carry_on(self, batch: EventBatch) -> EventBatch:
+        if self._has_gap and self._last is not None:
+            self._bridge(self._last, batch)
+        self._has_gap = False
+        self._last = batch
         for loss in batch.losses:
             place = (loss.stage, loss.tid)
             self._now[place] = self._before.get(place, 0) + loss.records
@@ -65,6 +76,16 @@ class _Losses:
         whole = self._before | self._now
         losses = tuple(Loss(stage, count, tid) for (stage, tid), count in whole.items())
         return replace(batch, losses=losses)
+
+    # What was taken out of the rings, or lost at them, while nobody told us: all
+    # totals are the session's, and another agent goes on with them.
+    def _bridge(self, last: EventBatch, batch: EventBatch) -> None:
+        told = sum(loss.records for loss in batch.losses if loss.stage in _AT_RINGS)
+        taken = batch.records_total - batch.record_count - last.records_total
+        lost = batch.lost_total - last.lost_total - told
+        for stage, count in ((LossStage.AGENT, taken), (LossStage.RING, lost)):
+            if count > 0:
+                self._before[stage, 0] = self._before.get((stage, 0), 0) + count
 
     def stream_ended(self) -> None:
         self._before |= self._now
@@ -128,6 +149,7 @@ async def read_events(
         if failure.reason == _EXPIRED and resume_at:
             # The agent no longer has what came meanwhile: go on with what it has.
             resume_at = 0
+            losses.begin_anew()
             continue
         now = time.monotonic()
         deadline = deadline or now + request.reconnect_seconds
@@ -137,10 +159,10 @@ async def read_events(
 
 
 def _broken(failure: UftraceError, address: str) -> UftraceError:
-    hint = "start the agent again: it restores what it had patched"
+    hint = "start the agent again: it goes on with its sessions, or restores what it had patched"
     if isinstance(failure, NoSuchSessionError):
         return StreamBrokenError(
-            f"the agent at {address} restarted and no longer knows the session",
+            f"the agent at {address} no longer knows the session",
             reason="SESSION_LOST",
             hint=hint,
         )

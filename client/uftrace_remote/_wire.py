@@ -257,6 +257,7 @@ def batch_from_wire(message: event_pb2.StreamEventsResponse) -> EventBatch:
             for loss in message.losses
         ),
         records_total=message.records_total,
+        lost_total=message.lost_total,
         modules=tuple(
             MappedModule(module.path, module.build_id, module.start, module.end, module.load_bias)
             for module in message.modules

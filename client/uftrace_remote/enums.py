@@ -111,6 +111,7 @@ class LossStage(IntEnum):
     RING = 1
     STREAM = 2
     SHARED_RING = 3
+    AGENT = 4
 
 
 class EndReason(IntEnum):

@@ -305,6 +305,7 @@ class EventBatch:
         anchors: Clock readings; at least one in the first batch.
         losses: Cumulative counts.
         records_total: Records in all batches of the session up to this one.
+        lost_total: Records lost at the rings since the session began.
         modules: In the first batch, and whenever they changed.
         end: Why the stream ends, in the last batch.
         end_detail: A sentence beside it.
@@ -317,6 +318,7 @@ class EventBatch:
     anchors: Sequence[ClockAnchor] = ()
     losses: Sequence[Loss] = ()
     records_total: int = 0
+    lost_total: int = 0
     modules: Sequence[MappedModule] = ()
     end: EndReason = EndReason.NONE
     end_detail: str = ""

@@ -48,7 +48,7 @@ def _parse_listen(
         raise click.BadParameter(str(error), context, parameter) from error
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.option(
     "--listen",
     callback=_parse_listen,
@@ -86,7 +86,9 @@ def _parse_listen(
     help="No TLS and no token: whoever reaches the port can change every process.",
 )
 @click.version_option(__version__, prog_name="uftrace-agent")
+@click.pass_context
 def main(
+    context: click.Context,
     listen: tuple[ListenAddress, ...],
     state_dir: Path,
     log_format: LogFormat,
@@ -96,8 +98,12 @@ def main(
     """Trace functions of the running processes of this host, for uftrace-remote.
 
     Prints "listening on ADDRESS" for each address once it is ready. SIGTERM
-    or SIGINT ends it, after every process is as it was before.
+    or SIGINT ends it, after every process is as it was before. An agent that
+    was killed leaves its processes running and instrumented: the next one goes
+    on where it stopped.
     """
+    if context.invoked_subcommand is not None:
+        return
     set_up_logging(log_format, log_level)
     # gRPC writes its own lines to standard error, in its own form; what they
     # say reaches us as errors of its calls too. It reads this at import.
@@ -120,6 +126,46 @@ def main(
         asyncio.run(run())
     except ListenError as error:
         raise CannotListen(str(error)) from error
+
+
+@main.command()
+@click.option("--pid", type=click.IntRange(1), multiple=True, help="This process; repeatable.")
+@click.option("--all", "everywhere", is_flag=True, help="Every process of this host.")
+def restore(pid: tuple[int, ...], everywhere: bool) -> None:
+    """Set processes back that an agent which died has left instrumented.
+
+    Needs no agent, no network and no files: what to set back stands in each
+    process's own memory. Processes that a living agent holds are left alone.
+
+    Exit codes: 0 all is as it was; 1 some process could not be restored.
+    """
+    set_up_logging("console", "error")
+    from uftrace_agent.errors import AgentError, AlreadyHeldError
+    from uftrace_agent.process.identity import ProcessId, resolve
+    from uftrace_agent.session.restoring import (
+        instrumented_processes,
+        restore_orphan,
+        restore_process,
+    )
+
+    if bool(pid) == everywhere:
+        raise click.UsageError("give either --pid PID or --all")
+    failed = False
+    chosen = instrumented_processes() if everywhere else [ProcessId(one) for one in pid]
+    for process in chosen:
+        try:
+            named = resolve(process)
+            restored = restore_orphan(named) if everywhere else restore_process(named)
+        except AgentError as error:
+            # Of all processes, those that are traced right now are not meant.
+            failed |= not (everywhere and isinstance(error, AlreadyHeldError))
+            hint = f" ({error.hint})" if error.hint else ""
+            click.echo(f"process {process.pid}: {error.message}{hint}", err=True)
+            continue
+        if restored or not everywhere:
+            click.echo(f"process {process.pid}: {restored} sites restored")
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,9 @@ class ScriptedSessions:
         finally:
             self.open_streams -= 1
 
+    async def adopt(self) -> None:
+        self.calls.append(("adopt",))
+
     async def shutdown(self) -> None:
         self.calls.append(("shutdown",))
         self.ended.set()

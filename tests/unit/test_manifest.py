@@ -191,7 +191,9 @@ def test_who_holds_the_process_is_told(place: Place, manifest: Manifest) -> None
 def test_a_disowned_journal_holds_no_site(place: Place, manifest: Manifest) -> None:
     manifest.reserve(2)
     manifest.write([(0, PUN), (1, HOP)])
-    manifest.disown([PUN, HOP])
+    (before,) = find_manifests(place.memory, [place.mapping])
+    assert before.rows == (0, 1)
+    manifest.disown(before)
     (found,) = find_manifests(place.memory, [place.mapping])
     assert {entry.phase for entry in found.entries} == {Phase.FREE}
     assert found.identity.agent_pid == 0

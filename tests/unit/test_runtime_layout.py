@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from uftrace_agent.engine.manifest import _ENTRY, _ENTRY_CRC, _HEADER, _HEADER_CRC
+from uftrace_agent.engine.journal_entry import _ENTRY, _ENTRY_CRC
+from uftrace_agent.engine.manifest import _HEADER, _HEADER_CRC
 from uftrace_agent.engine.x86_64.stub import unwind_entry
 from uftrace_agent.runtime import host_library, layout
 from uftrace_agent.runtime.blob import load_blob

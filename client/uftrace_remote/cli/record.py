@@ -275,7 +275,9 @@ class _Recording:
     def _stream_total(self) -> int:
         before = self._before_first or 0
         in_rings = sum(
-            loss.records for loss in self._seen.losses if loss.stage is not LossStage.STREAM
+            loss.records
+            for loss in self._seen.losses
+            if loss.stage not in (LossStage.STREAM, LossStage.AGENT)
         )
         return self._seen.records_total - before + in_rings
 

@@ -11,6 +11,7 @@ ends well in it. The rings stay mapped in it for the same reason.
 
 from __future__ import annotations
 
+import bisect
 import fcntl
 import os
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from typing import Final
 
 from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.layout import CodeLayout, PendingMap
-from uftrace_agent.engine.manifest import MANIFEST_BYTES, Identity, Manifest
+from uftrace_agent.engine.manifest import MANIFEST_BYTES, FoundManifest, Identity, Manifest
 from uftrace_agent.engine.site import CodeWrite
 from uftrace_agent.errors import (
     BusyTargetError,
@@ -118,7 +119,7 @@ class Annex:
         architecture: Architecture,
         rings: RingOptions,
     ) -> None:
-        self._memory = memory
+        self.memory = memory
         self.caller = caller
         self.calls = calls
         self._architecture = architecture
@@ -134,7 +135,7 @@ class Annex:
         self.layout = self._new_layout()
 
     def _new_layout(self) -> CodeLayout:
-        mappings = read_mappings(self._memory.pid)
+        mappings = read_mappings(self.memory.pid)
         return CodeLayout(
             mappings, len(self._blob.code), self._architecture.stub_bytes, self._architecture.reach
         )
@@ -152,23 +153,93 @@ class Annex:
                 break
         else:
             raise BusyTargetError(
-                f"process {self._memory.pid} maps memory faster than the agent can plan",
+                f"process {self.memory.pid} maps memory faster than the agent can plan",
                 hint="try again",
             )
         identity = replace(identity, thunks=self.thunks)
-        if self._memory.read(self._answer_place, 4) == PR_TSC_SIGSEGV.to_bytes(4, "little"):
+        if self.memory.read(self._answer_place, 4) == PR_TSC_SIGSEGV.to_bytes(4, "little"):
             raise UnsupportedTargetError(
-                f"process {self._memory.pid} has forbidden itself to read the time stamp counter",
+                f"process {self.memory.pid} has forbidden itself to read the time stamp counter",
                 reason="TSC_FORBIDDEN",
                 hint="prctl(PR_SET_TSC, PR_TSC_SIGSEGV): a probe would kill it (H89)",
             )
-        manifest = Manifest(self._memory, self.data.manifest, identity)
+        manifest = Manifest(self.memory, self.data.manifest, identity)
         manifest.create()
         thunks = self._architecture.thunk_array(
             self.thunks, self.runtime_address("uf_exit"), self.data.slots
         )
-        self._memory.write(self.thunks, thunks)
+        self.memory.write(self.thunks, thunks)
         return manifest
+
+    def take_over(
+        self, found: FoundManifest, identity: Identity, rings: RingOptions | None = None
+    ) -> Manifest | None:
+        """Use the annex that another agent left in the process.
+
+        Args:
+            found: Its journal.
+            identity: Who holds it from now on.
+            rings: Such rings it must have; None: whatever it has.
+
+        Returns:
+            The journal, held from now on; None where the annex is not whole, is of
+            another version, or its rings cannot be opened: nothing was changed then.
+        """
+        thunks = found.identity.thunks
+        home = thunks - self._home_offset()
+        size = len(self._blob.code)
+        code = self.memory.read_some(home, size)
+        if len(code) != size:
+            return None
+
+        def parameter(name: str) -> int:
+            offset = define(f"PARAM_{name}")
+            return int.from_bytes(code[offset : offset + 8], "little")
+
+        before = self.data, self.thunks, self._ring_base, self.tid_offset, self.ring_options
+        self.data, self.thunks = DataPlaces.at(found.address), thunks
+        self._ring_base = parameter("RING_HEADERS")
+        tid_offset = parameter("TID_OFFSET")
+        self.tid_offset = tid_offset - (tid_offset >> 63 << 64)
+        self.ring_options = RingOptions(parameter("RING_BYTES"), parameter("RING_COUNT"))
+        if self._code() == code and rings in (None, self.ring_options):
+            self.ring_fd = self._find_ring_file()
+        if self.ring_fd < 0:
+            self.data, self.thunks, self._ring_base, self.tid_offset, self.ring_options = before
+            return None
+        self.caller.use_batches(BatchPlace(self.runtime_address("uf_calls"), self.data.calls))
+        self._find_code(home, found)
+        self.adopt_landings(entry.landing for entry in found.entries)
+        return Manifest.of_found(self.memory, found, replace(identity, thunks=thunks))
+
+    # The process has closed its descriptor; the mapping leads to the file too, for those
+    # who may look (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE).
+    def _find_ring_file(self) -> int:
+        start, end = self._ring_base, self._ring_base + self.ring_options.total_bytes
+        link = f"/proc/{self.memory.pid}/map_files/{start:x}-{end:x}"
+        try:
+            fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return -1
+        if os.fstat(fd).st_size != self.ring_options.total_bytes:
+            os.close(fd)
+            return -1
+        return fd
+
+    # The memory that its code is in: what is known from the journal, and the whole
+    # mappings around that.
+    def _find_code(self, home: int, found: FoundManifest) -> None:
+        known = {home, self.thunks}
+        known |= {entry.facts.stub for entry in found.entries}
+        known |= {entry.landing for entry in found.entries}
+        places = sorted(known)
+        for mapping in read_mappings(self.memory.pid):
+            is_code = mapping.flags == "r-xp" and not mapping.inode and not mapping.name
+            first = bisect.bisect_left(places, mapping.start)
+            if is_code and first < len(places) and places[first] < mapping.end:
+                self.code_ranges.append((mapping.start, mapping.end))
+                self.mapped_bytes += mapping.end - mapping.start
+        self.mapped_bytes += DataPlaces.at(0).end + self.ring_options.total_bytes
 
     # Where a remote call may leave an answer: behind the control word.
     @property
@@ -183,7 +254,7 @@ class Annex:
         return -(-len(self._blob.code) // _THUNK_ALIGNMENT) * _THUNK_ALIGNMENT
 
     def _map_data(self) -> bool:
-        free = FreeSpace(read_mappings(self._memory.pid))
+        free = FreeSpace(read_mappings(self.memory.pid))
         data_size = DataPlaces.at(0).end
         code_size = self._home_offset() + THUNK_SPAN
         ring_size = self.ring_options.total_bytes
@@ -236,7 +307,7 @@ class Annex:
     def _map_rings(self, rings: int, size: int, annex: Sequence[tuple[int, int, int]]) -> bool:
         calls = self.calls
         name = self._answer_place
-        self._memory.write(name, b"uftrace-rings\0")
+        self.memory.write(name, b"uftrace-rings\0")
         results = self.caller.call(
             [
                 RemoteCall(calls.madvise, (self.data.control, PAGE, MADV_WIPEONFORK)),
@@ -288,14 +359,14 @@ class Annex:
         if worst == -17:  # EEXIST: somebody was faster; look again
             return
         raise ExhaustedError(
-            f"the kernel refused memory in process {self._memory.pid}: {os.strerror(-worst)}",
+            f"the kernel refused memory in process {self.memory.pid}: {os.strerror(-worst)}",
             reason="TARGET_MEMORY_REFUSED",
             hint="a memory limit (RLIMIT_AS, vm.max_map_count), a seccomp filter or SELinux "
             "stands against it",
         )
 
     def _open_ring_file(self, fd: int) -> int:
-        ring_fd = os.open(f"/proc/{self._memory.pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        ring_fd = os.open(f"/proc/{self.memory.pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         os.ftruncate(ring_fd, self.ring_options.total_bytes)
         # Neither side can cut the file under the other's feet (H88).
         fcntl.fcntl(ring_fd, _F_ADD_SEALS, _SEALS)
@@ -308,11 +379,13 @@ class Annex:
         punned jumps can reach are few."""
         ours = [
             mapping
-            for mapping in read_mappings(self._memory.pid)
+            for mapping in read_mappings(self.memory.pid)
             if mapping.flags == "r-xp" and not mapping.inode and not mapping.name
         ]
+        starts = [mapping.start for mapping in ours]
         for page in sorted({landing // PAGE * PAGE for landing in landings}):
-            if any(mapping.start <= page < mapping.end for mapping in ours):
+            index = bisect.bisect_right(starts, page) - 1
+            if index >= 0 and page < ours[index].end:
                 self.layout.adopt_page(page)
 
     def map_pending(self) -> list[PendingMap]:
@@ -337,12 +410,15 @@ class Annex:
         return failed
 
     def _fill_code(self, base: int) -> None:
+        self.memory.write(base, self._code())
+
+    def _code(self) -> bytes:
         code = bytearray(self._blob.code)
         code[:PARAM_BYTES] = self._parameters()
         fde, _ = self._architecture.unwind_entry(self.thunks, self.data.slots)
         at = self._blob.symbols["uf_unwind_fde"]
         code[at : at + len(fde)] = fde
-        self._memory.write(base, bytes(code))
+        return bytes(code)
 
     def _parameters(self) -> bytes:
         _, fde_offset = self._architecture.unwind_entry(self.thunks, self.data.slots)
@@ -372,24 +448,24 @@ class Annex:
         length = 0
         for write in sorted(writes, key=lambda item: item.address):
             if run and write.address != start + length:
-                self._memory.write(start, b"".join(run))
+                self.memory.write(start, b"".join(run))
                 run = []
             if not run:
                 start, length = write.address, 0
             run.append(write.code)
             length += len(write.code)
         if run:
-            self._memory.write(start, b"".join(run))
+            self.memory.write(start, b"".join(run))
 
     # -- switches ----------------------------------------------------------
 
     def enable(self, on: bool) -> None:
         """Switch all probes of the process on or off at once."""
-        self._memory.write(self.data.control, int(on).to_bytes(4, "little"))
+        self.memory.write(self.data.control, int(on).to_bytes(4, "little"))
 
     def read_slots(self) -> bytes:
         """A copy of the table of return slots."""
-        return self._memory.read(self.data.slots, SLOT_TABLE_BYTES)
+        return self.memory.read(self.data.slots, SLOT_TABLE_BYTES)
 
     def close(self) -> None:
         """Give the agent's descriptors back; the target's memory stays."""

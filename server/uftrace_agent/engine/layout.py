@@ -23,6 +23,8 @@ _REGION_BYTES = 1 << 20
 _MERGE_PAGES = 16
 # Where code goes whose address must end in a given byte: that much at a time.
 _YARD = PAGE
+# No landing is longer.
+LANDING_BYTES = 16
 
 
 class Span(Protocol):
@@ -311,6 +313,13 @@ class CodeLayout:
         if page not in self._used:
             self._used[page] = []
             bisect.insort(self._pages, page)
+
+    def adopt_landing(self, start: int, size: int) -> None:
+        """Leave an earlier agent's landing alone, which is in use."""
+        self.adopt_page(start // PAGE * PAGE)
+        for page in range(start // PAGE * PAGE, start + size, PAGE):
+            if page in self._used:
+                bisect.insort(self._used[page], (start, start + size))
 
     def mapped(self, pending: PendingMap) -> None:
         """`pending` is there now."""

@@ -11,13 +11,11 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import Final
 
 import numpy as np
 
-from uftrace_agent.engine.model import Form
-from uftrace_agent.engine.site import Patch, SitePlan
+from uftrace_agent.engine.journal_entry import FORM_OFFSET, Entry, Phase
 from uftrace_agent.errors import ExhaustedError
 from uftrace_agent.process.address_space import Mapping
 from uftrace_agent.process.memory import ProcessMemory
@@ -32,79 +30,49 @@ CAPACITY: Final = 131072
 MANIFEST_BYTES: Final = MANIFEST_HEADER_BYTES + CAPACITY * SITE_BYTES
 
 # magic, version, pid, process start, boot id, entries in use, agent's pid and
-# start, address of the return thunks, crc of all before.
-_HEADER: Final = struct.Struct("<QIIQ36sIQQQ")
+# start, address of the return thunks; session: id, owner, generation, since when,
+# records taken and lost before it; crc of all before.
+_HEADER: Final = struct.Struct("<QIIQ36sIQQQ16s64sIQQQ")
 _HEADER_CRC: Final = struct.Struct("<I")
-# phase, form, head length, tail length, function id, head address, tail address,
-# head before and after, tail before and after, landing, crc of all before.
-_ENTRY: Final = struct.Struct("<BBBBIQQ16s16s8s8sQ")
-_ENTRY_CRC: Final = struct.Struct("<I")
-_FORM_OFFSET: Final = 1
-
-
-class Phase(IntEnum):
-    """What may have happened to a site."""
-
-    FREE = 0
-    PATCHING = 1
-    PATCHED = 2
-    RESTORING = 3
-    # The head is as it was; the tail, which nothing leads to, is not yet.
-    PARKED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One site of the journal."""
+class SessionRecord:
+    """The session that holds a process, for the agent that comes after a crash.
 
-    phase: Phase
-    form: Form
-    function_id: int
-    head: Patch
-    tail: Patch | None
-    landing: int = 0
+    Attributes:
+        session_id: Its name; empty where none holds the process.
+        owner: Who opened it.
+        generation: How often another agent has gone on with it.
+        since_unix_ns: When it began.
+        taken_before: Records that were taken out of the rings before it.
+        lost_before: Records that were lost before it.
+    """
+
+    session_id: str = ""
+    owner: str = ""
+    generation: int = 0
+    since_unix_ns: int = 0
+    taken_before: int = 0
+    lost_before: int = 0
+
+    def pack(self) -> tuple[bytes, bytes, int, int, int, int]:
+        """The last fields of the header."""
+        # A cut through a character leaves a torn one, which reading replaces.
+        owner = self.owner.encode()[:64]
+        numbers = (self.generation, self.since_unix_ns, self.taken_before, self.lost_before)
+        return self.session_id.encode(), owner, *numbers
 
     @staticmethod
-    def of(plan: SitePlan, function_id: int, phase: Phase) -> Entry:
-        """The entry of a planned site."""
-        return Entry(phase, plan.form, function_id, plan.head, plan.tail, plan.landing)
-
-    def pack(self) -> bytes:
-        """128 bytes."""
-        tail = self.tail or Patch(0, b"", b"")
-        body = _ENTRY.pack(
-            self.phase,
-            self.form,
-            len(self.head.expected),
-            len(tail.expected),
-            self.function_id,
-            self.head.address,
-            tail.address,
-            self.head.expected,
-            self.head.wanted,
-            tail.expected,
-            tail.wanted,
-            self.landing,
+    def unpack(fields: Sequence[bytes | int]) -> SessionRecord:
+        """The reverse."""
+        session_id, owner, *numbers = fields
+        assert isinstance(session_id, bytes) and isinstance(owner, bytes)
+        return SessionRecord(
+            session_id.rstrip(b"\0").decode(errors="ignore"),
+            owner.rstrip(b"\0").decode(errors="ignore"),
+            *(int(number) for number in numbers),
         )
-        return (body + _ENTRY_CRC.pack(zlib.crc32(body))).ljust(SITE_BYTES, b"\0")
-
-    @staticmethod
-    def unpack(data: bytes) -> Entry | None:
-        """The entry, or None where there is none or it is torn (then its site was
-        never touched)."""
-        body = data[: _ENTRY.size]
-        (crc,) = _ENTRY_CRC.unpack_from(data, _ENTRY.size)
-        if crc != zlib.crc32(body) or not body[1]:
-            return None
-        fields = _ENTRY.unpack(body)
-        phase, form, head_size, tail_size, function_id, at, tail_at = fields[:7]
-        old, new, tail_old, tail_new, landing = fields[7:]
-        tail = Patch(tail_at, tail_old[:tail_size], tail_new[:tail_size]) if tail_size else None
-        head = Patch(at, old[:head_size], new[:head_size])
-        try:
-            return Entry(Phase(phase), Form(form), function_id, head, tail, landing)
-        except ValueError:  # no agent wrote that: the process can write here too
-            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +94,22 @@ class Manifest:
         self._memory = memory
         self.address = address
         self.identity = identity
+        self.session = SessionRecord()
         self._in_use = 0
+
+    @classmethod
+    def of_found(cls, memory: ProcessMemory, found: FoundManifest, identity: Identity) -> Manifest:
+        """A journal that another agent wrote, held by `identity`'s agent from now on."""
+        manifest = cls(memory, found.address, identity)
+        manifest._in_use = max((row + 1 for row in found.rows), default=0)
+        manifest.session = found.session
+        manifest.hold()
+        return manifest
+
+    def begin_session(self, session: SessionRecord) -> None:
+        """Say which session holds the process from now on."""
+        self.session = session
+        self._write_header()
 
     def create(self) -> None:
         """Write the header of an empty journal."""
@@ -177,27 +160,29 @@ class Manifest:
             identity.agent_pid if held else 0,
             identity.agent_start_time_ticks,
             identity.thunks,
+            *self.session.pack(),
         )
         self._memory.write(self.address, body + _HEADER_CRC.pack(zlib.crc32(body)))
 
     def release(self) -> None:
         """No agent holds the process; the journal is kept for the next session."""
+        self.session = SessionRecord()
         self._write_header(held=False)
 
     def hold(self) -> None:
         """This agent holds the process again."""
         self._write_header()
 
-    def disown(self, entries: Sequence[Entry]) -> None:
-        """Say that no site is patched and no agent holds the process any more.
-
-        Args:
-            entries: All that the journal holds.
-        """
-        self._in_use = len(entries)
+    def free(self, rows: Sequence[int], entries: Sequence[Entry]) -> None:
+        """Say of entries that their sites are as they were."""
         freed = [replace(entry, phase=Phase.FREE) for entry in entries]
-        self.write(list(enumerate(freed)))
-        self._write_header(held=False)
+        self.write(list(zip(rows, freed, strict=True)))
+
+    def disown(self, found: FoundManifest) -> None:
+        """Say that no site is patched and no agent holds the process any more."""
+        self._in_use = max((row + 1 for row in found.rows), default=0)
+        self.free(found.rows, found.entries)
+        self.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +192,8 @@ class FoundManifest:
     address: int
     identity: Identity
     entries: tuple[Entry, ...]
+    rows: tuple[int, ...] = ()
+    session: SessionRecord = SessionRecord()
 
 
 def find_manifests(memory: ProcessMemory, mappings: Sequence[Mapping]) -> list[FoundManifest]:
@@ -224,7 +211,8 @@ def _read_manifest(memory: ProcessMemory, address: int, end: int) -> Iterator[Fo
     if len(data) < _HEADER.size + _HEADER_CRC.size:
         return
     body = data[: _HEADER.size]
-    magic, version, pid, start, boot, in_use, agent_pid, agent_start, thunks = _HEADER.unpack(body)
+    fields = _HEADER.unpack(body)
+    magic, version, pid, start, boot, in_use, agent_pid, agent_start, thunks = fields[:9]
     if magic != MANIFEST_MAGIC or version != ANNEX_VERSION:
         return
     if _HEADER_CRC.unpack_from(data, _HEADER.size)[0] != zlib.crc32(body):
@@ -235,11 +223,14 @@ def _read_manifest(memory: ProcessMemory, address: int, end: int) -> Iterator[Fo
     whole = len(raw) // SITE_BYTES * SITE_BYTES
     rows = np.frombuffer(raw[:whole], "u1").reshape(-1, SITE_BYTES)
     # Most of a journal whose count is not known is empty: form 0.
-    used = np.flatnonzero(rows[:, _FORM_OFFSET]).tolist()
-    entries = (Entry.unpack(raw[row * SITE_BYTES : (row + 1) * SITE_BYTES]) for row in used)
+    used = np.flatnonzero(rows[:, FORM_OFFSET]).tolist()
+    entries = [(row, Entry.unpack(raw[row * SITE_BYTES : (row + 1) * SITE_BYTES])) for row in used]
+    whole_entries = [(row, entry) for row, entry in entries if entry is not None]
     boot_id = boot.rstrip(b"\0").decode(errors="replace")
     yield FoundManifest(
         address=address,
         identity=Identity(pid, start, boot_id, agent_pid, agent_start, thunks),
-        entries=tuple(entry for entry in entries if entry is not None),
+        entries=tuple(entry for _, entry in whole_entries),
+        rows=tuple(row for row, _ in whole_entries),
+        session=SessionRecord.unpack(fields[9:]),
     )

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from uftrace_agent.engine.adoption import Inheritance
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.exit_rules import ProcessTraits
-from uftrace_agent.engine.layout import CodeLayout
-from uftrace_agent.engine.manifest import Entry, Manifest, Phase
+from uftrace_agent.engine.journal_entry import Entry, Phase
+from uftrace_agent.engine.layout import LANDING_BYTES, CodeLayout
+from uftrace_agent.engine.manifest import Manifest
 from uftrace_agent.engine.model import Refusal, Status, Writer
 from uftrace_agent.engine.native import scratch_layout
 from uftrace_agent.engine.neighbours import other_tracer
@@ -66,6 +68,30 @@ class PatchEngine:
         # Sites whose tails are not set back yet, by their entry in the journal.
         self._parked: dict[int, tuple[SitePlan, int]] = {}
         self._next_id = 1
+
+    def skip_ids(self, first: int) -> None:
+        """Give no function an id below `first`."""
+        self._next_id = max(self._next_id, first)
+
+    def adopt(self, inheritance: Inheritance) -> None:
+        """Go on with what another agent patched; before anything else is asked for."""
+        layout = self._annex.layout
+        self.skip_ids(inheritance.next_id)
+        self._hooks.adopt(inheritance.hooks)
+        self._parked.update(inheritance.parked)
+        plans = [plan for _, plan in inheritance.hooks]
+        plans += [plan for plan, _ in inheritance.parked.values()]
+        for tracepoint in inheritance.tracepoints:
+            self.tracepoints[tracepoint.function.address] = tracepoint
+            plans += tracepoint.plan.sites()
+        for plan in plans:
+            if plan.landing:
+                layout.adopt_landing(plan.landing, LANDING_BYTES)
+            for patch in (plan.head, plan.tail):
+                if patch is not None:
+                    changed = patch.changed()
+                    span = range(patch.address, patch.end)
+                    layout.claim(changed, [at for at in span if at not in changed])
 
     # -- enabling ----------------------------------------------------------
 
@@ -382,9 +408,10 @@ class PatchEngine:
     def _journal(self, tracepoints: Sequence[Tracepoint], phase: Phase) -> None:
         self._manifest.write(
             [
-                (index, Entry.of(site, t.function_id, phase))
+                (index, Entry.of(site, t.function_id, phase, len(rows), t.entry_only))
                 for t in tracepoints
-                for index, site in t.journal_rows()
+                for rows in (t.journal_rows(),)
+                for index, site in rows
             ]
         )
 

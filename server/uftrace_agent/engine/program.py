@@ -291,6 +291,14 @@ class Program:
         # The main program first: patterns without a module mean it first.
         self.modules.sort(key=lambda view: not view.loaded.is_main)
 
+    def function_at(self, address: int) -> ProgramFunction | None:
+        """The function that begins at a live address."""
+        for view in self.modules:
+            index = view.image.functions.index_of_address(address - view.loaded.load_bias)
+            if index is not None:
+                return ProgramFunction(view, index)
+        return None
+
     def select(self, patterns: Sequence[str]) -> list[ProgramFunction]:
         """The functions that the patterns mean, each address once.
 

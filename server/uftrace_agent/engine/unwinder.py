@@ -8,7 +8,8 @@ from typing import Final
 
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.architecture import Architecture
-from uftrace_agent.engine.manifest import Entry, Manifest, Phase
+from uftrace_agent.engine.journal_entry import Entry, Phase
+from uftrace_agent.engine.manifest import Manifest
 from uftrace_agent.engine.model import RefusedError
 from uftrace_agent.engine.program import ModuleView, ProgramFunction
 from uftrace_agent.engine.site import Patch, SitePlan
@@ -166,6 +167,10 @@ class UnwinderHooks:
         self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHED))])
         self._hooks.append(Hook(unwinder.address, plan, index))
         return True
+
+    def adopt(self, hooks: Iterable[tuple[int, SitePlan]]) -> None:
+        """Go on with what another agent hooked; by place in the journal."""
+        self._hooks += [Hook(plan.function, plan, row) for row, plan in hooks]
 
     def ways_back(self) -> list[Patch]:
         """What sets the hooked code back."""

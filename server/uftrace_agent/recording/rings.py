@@ -17,6 +17,8 @@ from uftrace_agent.runtime.layout import RECORD_BYTES, RING_HEADER_BYTES, define
 _RUNS: Final = 4096
 _OWNER: Final = define("RING_OWNER") // 8
 _LOST: Final = define("RING_LOST") // 8
+_TAKEN: Final = define("RING_TAKEN") // 8
+_HOLES: Final = define("RING_HOLES") // 8
 _USED: Final = define("RING_USED")
 
 
@@ -66,7 +68,6 @@ class RingReader:
         owners = self._headers[:, _OWNER].tolist()
         self._tids = (ctypes.c_int32 * ring_count)(*(owner & 0x7FFF_FFFF for owner in owners))
         self._hole_since = (ctypes.c_uint64 * ring_count)()
-        self._holes: npt.NDArray[np.uint64] = np.zeros(ring_count, "<u8")
         self._base = base
         self._drain = CDrain(
             headers=base,
@@ -79,11 +80,11 @@ class RingReader:
             runs=self._runs,
             tids=self._tids,
             hole_since=self._hole_since,
-            holes_by_ring=self._holes.ctypes.data_as(ctypes.POINTER(ctypes.c_uint64)),
         )
 
         # An earlier session's losses are not this one's.
-        self._lost_before: npt.NDArray[np.uint64] = self._headers[:, _LOST].copy()
+        self._lost_before: npt.NDArray[np.uint64] = self._losses()
+        self._inherited = 0
 
     def drain(self, *, target_is_gone: bool = False) -> Drained:
         """Take what is there, up to the buffer's size.
@@ -112,8 +113,23 @@ class RingReader:
             if not drained.more:
                 return count
 
+    @property
+    def taken_ever(self) -> int:
+        """Records taken out of these rings since they were made, by whichever agent."""
+        return int(self._headers[:, _TAKEN].sum())
+
+    @property
+    def lost_ever(self) -> int:
+        """Records lost at these rings since they were made."""
+        return int(self._losses().sum())
+
+    def count_losses_since(self, lost_before: int) -> None:
+        """Count what was lost since `lost_ever` was so much in `lost_total` too."""
+        self._inherited = self.lost_ever - lost_before
+
     def lost(self) -> tuple[int, dict[int, int]]:
-        """Records lost so far: in the shared ring, and by thread where rings were full."""
+        """Records lost since this was made: in the shared ring, and by thread where rings
+        were full."""
         lost = self._lost_now()
         owners = self._headers[:, _OWNER]
         by_thread: dict[int, int] = {}
@@ -123,11 +139,15 @@ class RingReader:
         return int(lost[0]), by_thread
 
     def lost_total(self) -> int:
-        """Records lost so far, in all."""
-        return int(self._lost_now().sum())
+        """Records lost in the session, in all."""
+        return self._inherited + int(self._lost_now().sum())
 
     def _lost_now(self) -> npt.NDArray[np.uint64]:
-        return self._headers[:, _LOST] - self._lost_before + self._holes
+        return self._losses() - self._lost_before
+
+    def _losses(self) -> npt.NDArray[np.uint64]:
+        losses: npt.NDArray[np.uint64] = self._headers[:, _LOST] + self._headers[:, _HOLES]
+        return losses
 
     def retire(self, living: Collection[int]) -> None:
         """Offer the rings of threads that have ended to new threads.

@@ -293,6 +293,7 @@ def events(batch: EventBatch) -> event_pb2.StreamEventsResponse:
             for loss in batch.losses
         ],
         records_total=batch.records_total,
+        lost_total=batch.lost_total,
         modules=[
             event_pb2.MappedModule(
                 path=module.path,

@@ -50,6 +50,7 @@ async def serve(
         loop.add_signal_handler(number, end, number)
     try:
         server = AgentServer(config, state, sessions)
+        await sessions.adopt()
         addresses = await server.start()
         for address in addresses:
             announce(f"listening on {address}")

@@ -70,6 +70,10 @@ class SessionLayer(Protocol):
         """The session's batches, until it ends."""
         ...
 
+    async def adopt(self) -> None:
+        """Go on with the sessions of an agent that died; before anything is served."""
+        ...
+
     async def shutdown(self) -> None:
         """Detach every session; streams end with their last batch."""
         ...

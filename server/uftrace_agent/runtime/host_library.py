@@ -201,7 +201,6 @@ class CDrain(ctypes.Structure):
         ("runs", ctypes.POINTER(CRun)),
         ("tids", ctypes.POINTER(ctypes.c_int32)),
         ("hole_since", ctypes.POINTER(ctypes.c_uint64)),
-        ("holes_by_ring", ctypes.POINTER(ctypes.c_uint64)),
         ("next_ring", ctypes.c_uint32),
         ("skip_holes", ctypes.c_uint32),
         ("used", ctypes.c_uint64),

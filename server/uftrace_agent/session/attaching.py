@@ -7,11 +7,13 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from uftrace_agent.engine.adoption import inherit, next_id
 from uftrace_agent.engine.annex import Annex, RingOptions
-from uftrace_agent.engine.manifest import Identity, Manifest, find_manifests
+from uftrace_agent.engine.manifest import FoundManifest, Identity, Manifest, find_manifests
 from uftrace_agent.engine.native import native_architecture
 from uftrace_agent.engine.patch_engine import PatchEngine
 from uftrace_agent.engine.program import Program
@@ -32,7 +34,12 @@ from uftrace_agent.process.remote_calls import RemoteCaller
 from uftrace_agent.process.system_calls import X86_64
 from uftrace_agent.process.threads import status_field, thread_ids
 from uftrace_agent.runtime.host_library import CLook, library
-from uftrace_agent.session.leftovers import restore_leftovers
+from uftrace_agent.session.leftovers import (
+    check_not_held,
+    remove_handler,
+    restore_leftovers,
+    restore_sites,
+)
 from uftrace_agent.session.types import RecordingOptions
 from uftrace_agent.symbols.cache import ImageCache
 
@@ -87,7 +94,7 @@ class Attachment:
             BusyTargetError: What another agent left behind could not be restored.
         """
         check_attachable(process.pid)
-        claim = _claim(process)
+        claim = claim_process(process)
         try:
             found = find_manifests(self.memory, read_mappings(process.pid))
             others = [other for other in found if other.address != self.manifest.address]
@@ -179,7 +186,7 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
     check_attachable(process.pid)
     rings = ring_options(options)
     architecture = native_architecture()
-    claim = _claim(process)
+    claim = claim_process(process)
     try:
         memory = ProcessMemory(process.pid)
     except BaseException:
@@ -197,19 +204,13 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
         restored = restore_leftovers(memory, process, leftovers, pauses)
         caller = RemoteCaller(memory)
         annex = Annex(memory, caller, X86_64, architecture, rings)
-        identity = Identity(
-            pid=process.pid,
-            start_time_ticks=process.start_time_ticks,
-            boot_id=process.boot_id,
-            agent_pid=os.getpid(),
-            agent_start_time_ticks=start_time_ticks(os.getpid()),
-        )
-        manifest: Manifest = annex.create(identity, find_tid_offset(memory))
-        annex.adopt_landings(entry.landing for found in leftovers for entry in found.entries)
+        manifest = _old_or_new(annex, process, leftovers, rings)
         pauses.merge(caller.take_pauses())
         engine = PatchEngine(
             memory, program, annex, manifest, architecture, has_shadow_stack(process.pid)
         )
+        # A thread that is in a traced function still may record its exit.
+        engine.skip_ids(max((next_id(found) for found in leftovers), default=1))
     except BaseException:
         memory.close()
         claim.close()
@@ -217,9 +218,113 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
     return Attachment(memory, program, annex, engine, restored, pauses, claim, manifest)
 
 
+# An annex that an earlier agent left serves again, if it has such rings: or each agent
+# that was killed would cost the process another one.
+def _old_or_new(
+    annex: Annex, process: ProcessId, leftovers: Sequence[FoundManifest], rings: RingOptions
+) -> Manifest:
+    identity = _identity(process)
+    for found in leftovers:
+        if not _is_of(found, process):
+            continue  # a forked child's copy: its rings are its parent's
+        manifest = annex.take_over(found, identity, rings)
+        if manifest is not None:
+            return manifest
+    manifest = annex.create(identity, find_tid_offset(annex.memory))
+    annex.adopt_landings(entry.landing for found in leftovers for entry in found.entries)
+    return manifest
+
+
+def _is_of(found: FoundManifest, process: ProcessId) -> bool:
+    identity = found.identity
+    return (identity.pid, identity.start_time_ticks, identity.boot_id) == (
+        process.pid,
+        process.start_time_ticks,
+        process.boot_id,
+    )
+
+
+def _identity(process: ProcessId) -> Identity:
+    return Identity(
+        pid=process.pid,
+        start_time_ticks=process.start_time_ticks,
+        boot_id=process.boot_id,
+        agent_pid=os.getpid(),
+        agent_start_time_ticks=start_time_ticks(os.getpid()),
+    )
+
+
+def adopt(process: ProcessId, images: ImageCache) -> Attachment | None:
+    """Take over a process that an agent which died has left instrumented.
+
+    What was half done is undone; what is patched stays so.
+
+    Returns:
+        None where there is no session to go on with.
+
+    Raises:
+        AlreadyHeldError: An agent that is alive holds the process.
+        AgentError: As for `attach`; the process is as it was then.
+    """
+    check_attachable(process.pid)
+    claim = claim_process(process)
+    try:
+        memory = ProcessMemory(process.pid)
+    except BaseException:
+        claim.close()
+        raise
+    try:
+        attachment = _adopt(process, images, memory, claim)
+    except BaseException:
+        memory.close()
+        claim.close()
+        raise
+    if attachment is None:
+        memory.close()
+        claim.close()
+    return attachment
+
+
+def _adopt(
+    process: ProcessId, images: ImageCache, memory: ProcessMemory, claim: socket.socket
+) -> Attachment | None:
+    candidates = find_manifests(memory, read_mappings(memory.pid))
+    found = next((f for f in candidates if f.session.session_id and _is_of(f, process)), None)
+    if found is None:
+        return None
+    check_not_held(found, process)
+    program = Program(memory, images)
+    program.refresh()
+    architecture = native_architecture()
+    caller = RemoteCaller(memory)
+    annex = Annex(memory, caller, X86_64, architecture, RingOptions(0, 0))
+    manifest = annex.take_over(found, _identity(process))
+    if manifest is None:
+        return None
+    try:
+        pauses = Pauses()
+        inheritance = inherit(found, program.function_at, found.session.owner)
+        by_row = dict(zip(found.rows, found.entries, strict=True))
+        undone = [by_row[row] for row in inheritance.undo]
+        if undone:
+            restore_sites(memory, found, undone, pauses)
+        remove_handler(memory, found, pauses)
+        manifest.free(inheritance.undo, undone)
+        engine = PatchEngine(
+            memory, program, annex, manifest, architecture, has_shadow_stack(process.pid)
+        )
+        engine.adopt(inheritance)
+    except BaseException:
+        annex.close()
+        Manifest.of_found(memory, found, found.identity)  # as it was: for another try
+        raise
+    pauses.merge(caller.take_pauses())
+    return Attachment(memory, program, annex, engine, len(undone), pauses, claim, manifest)
+
+
 # An abstract socket's name has one owner, and goes with it: two agents cannot
 # attach at once (H85), and one that was killed is no obstacle.
-def _claim(process: ProcessId) -> socket.socket:
+def claim_process(process: ProcessId) -> socket.socket:
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
         claim.bind(f"\0uftrace-agent/{process.boot_id}/{process.pid}/{process.start_time_ticks}")

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from uftrace_agent.process.threads import thread_name
@@ -54,6 +54,15 @@ class _Pending:
         self.bytes += drained.count * 16
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where a session stands that another agent began: its last sequence number may
+    have been this one, and so many records were taken by then."""
+
+    sequence: int = 0
+    records_total: int = 0
+
+
 class Drainer:
     """Drains while somebody listens; a ring that nobody reads fills up and counts.
 
@@ -66,6 +75,7 @@ class Drainer:
         new_functions: Given how many functions were announced, all that are
             known now and those not announced yet.
         look_after: Called some times a second on the drain thread.
+        resumed: Where to go on.
     """
 
     def __init__(
@@ -77,6 +87,7 @@ class Drainer:
         loop: asyncio.AbstractEventLoop,
         new_functions: NewFunctions,
         look_after: Callable[[], None],
+        resumed: Resumed,
     ) -> None:
         self._pid = pid
         self._rings = rings
@@ -87,8 +98,8 @@ class Drainer:
         self._look_after = look_after
         self._pending = _Pending()
         self._announced = 0
-        self._sequence = 0
-        self.records_total = 0
+        self._sequence = resumed.sequence
+        self.records_total = resumed.records_total
         self.final_lost = 0
         self._names: dict[int, str] = {}
         self._wakeups: dict[int, asyncio.Event] = {}
@@ -237,6 +248,7 @@ class Drainer:
             anchors=[_clock_anchor(self._clock.anchor())],
             losses=self._losses(),
             records_total=self.records_total,
+            lost_total=self._rings.lost_total(),
             end=end,
             end_detail=detail,
             record_count=pending.count,

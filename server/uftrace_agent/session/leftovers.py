@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from uftrace_agent.engine.annex import DataPlaces
-from uftrace_agent.engine.manifest import Entry, FoundManifest, Manifest, Phase
+from uftrace_agent.engine.journal_entry import Entry, Phase
+from uftrace_agent.engine.manifest import FoundManifest, Manifest
 from uftrace_agent.engine.report import DEFAULT_STOP_DEADLINE_NS
 from uftrace_agent.engine.trap_writer import SignalTable, settle
 from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
@@ -33,14 +34,23 @@ def restore_leftovers(
     """
     restored = 0
     for found in leftovers:
-        if _is_held(found, process):
-            raise AlreadyHeldError(
-                f"agent {found.identity.agent_pid} holds process {process.pid}",
-                hint="detach there first: one process has one agent",
-                metadata={"agent_pid": str(found.identity.agent_pid)},
-            )
+        check_not_held(found, process)
         restored += restore(memory, found, pauses)
     return restored
+
+
+def check_not_held(found: FoundManifest, process: ProcessId) -> None:
+    """Refuse what an agent that is alive holds.
+
+    Raises:
+        AlreadyHeldError: One does.
+    """
+    if _is_held(found, process):
+        raise AlreadyHeldError(
+            f"agent {found.identity.agent_pid} holds process {process.pid}",
+            hint="detach there first: one process has one agent",
+            metadata={"agent_pid": str(found.identity.agent_pid)},
+        )
 
 
 def _is_held(found: FoundManifest, process: ProcessId) -> bool:
@@ -49,6 +59,12 @@ def _is_held(found: FoundManifest, process: ProcessId) -> bool:
         return False
     if (identity.pid, identity.start_time_ticks) != (process.pid, process.start_time_ticks):
         return False  # a forked child's copy of its parent's
+    return agent_is_alive(found)
+
+
+def agent_is_alive(found: FoundManifest) -> bool:
+    """Whether the agent that wrote a journal last still runs."""
+    identity = found.identity
     try:
         return start_time_ticks(identity.agent_pid) == identity.agent_start_time_ticks
     except NoSuchProcessError:
@@ -62,25 +78,37 @@ def restore(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> int:
         BusyTargetError: The threads did not stop in time; nothing was changed.
     """
     patched = [entry for entry in found.entries if entry.phase is not Phase.FREE]
-    data = DataPlaces.at(found.address)
-    memory.write(data.control, bytes(4))
+    memory.write(DataPlaces.at(found.address).control, bytes(4))
     if patched:
-        _restore_sites(memory, found, patched, pauses)
-    # Only now, with no trap left in the code, may the program have its own action
-    # for SIGTRAP again.
+        restore_sites(memory, found, patched, pauses)
+    remove_handler(memory, found, pauses)
+    Manifest(memory, found.address, found.identity).disown(found)
+    return len(patched)
+
+
+def remove_handler(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> None:
+    """Give the program its own action for SIGTRAP back: only when no trap is left in
+    its code.
+
+    Raises:
+        BusyTargetError: Some trap may still be on its way: ours stays.
+    """
     caller = RemoteCaller(memory)
-    table = SignalTable(data.traps, memory, caller, X86_64)
+    table = SignalTable(DataPlaces.at(found.address).traps, memory, caller, X86_64)
     if table.is_installed:
         settle(memory, table.handler_code(), pauses)
         table.remove()
         pauses.merge(caller.take_pauses())
-    Manifest(memory, found.address, found.identity).disown(found.entries)
-    return len(patched)
 
 
-def _restore_sites(
+def restore_sites(
     memory: ProcessMemory, found: FoundManifest, patched: Sequence[Entry], pauses: Pauses
 ) -> None:
+    """Set the sites of some entries back.
+
+    Raises:
+        BusyTargetError: The threads did not stop in time; nothing was changed.
+    """
     repair = None
     if found.identity.thunks:
         slots = memory.read(DataPlaces.at(found.address).slots, SLOT_TABLE_BYTES)

@@ -17,11 +17,23 @@ from uftrace_agent.engine.planner import Planned, Planner, PlanOptions
 from uftrace_agent.engine.program import Program, ProgramFunction
 from uftrace_agent.engine.unwinder import find_unwinders
 from uftrace_agent.engine.writer_choice import WriterChoice
-from uftrace_agent.errors import AgentError, BusyTargetError, NoSuchSessionError
+from uftrace_agent.errors import (
+    AgentError,
+    AlreadyHeldError,
+    BusyTargetError,
+    NoSuchSessionError,
+)
 from uftrace_agent.process.identity import ProcessId, is_running, resolve
 from uftrace_agent.process.memory import ProcessMemory
-from uftrace_agent.session.attaching import Attachment, attach, check_attachable, has_shadow_stack
+from uftrace_agent.session.attaching import (
+    Attachment,
+    adopt,
+    attach,
+    check_attachable,
+    has_shadow_stack,
+)
 from uftrace_agent.session.function_names import function_ref
+from uftrace_agent.session.restoring import instrumented_processes, restore_orphan
 from uftrace_agent.session.session import END_SHUTDOWN, Session
 from uftrace_agent.session.types import (
     AttachOutcome,
@@ -69,11 +81,50 @@ class SessionManager:
                 return AttachOutcome(known.info(), False, 0, 0)
             attachment = await self._attachment(named, options)
             session = Session.of(named, owner, attachment)
-            self._sessions[session.session_id] = session
-            watcher = asyncio.create_task(self._forget_when_ended(session, options))
-            self._watchers.add(watcher)
-            watcher.add_done_callback(self._watchers.discard)
+            self._keep(session, options)
         return AttachOutcome(session.info(), True, session.attach_pause_ns, session.restored_sites)
+
+    def _keep(self, session: Session, options: RecordingOptions) -> None:
+        self._sessions[session.session_id] = session
+        watcher = asyncio.create_task(self._forget_when_ended(session, options))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+
+    async def adopt(self) -> None:
+        """Go on with the sessions that an agent which died has left on this host; where
+        that cannot be, set back what it patched."""
+        for process in await asyncio.to_thread(instrumented_processes):
+            try:
+                await self._adopt(process)
+            except AlreadyHeldError as error:
+                _log.info("a process belongs to another agent", pid=process.pid, why=error.message)
+            except AgentError as error:
+                _log.error(
+                    "a process stays as a dead agent left it",
+                    pid=process.pid,
+                    reason=error.reason,
+                    error=error.message,
+                    hint=error.hint,
+                )
+
+    async def _adopt(self, process: ProcessId) -> None:
+        attachment = await asyncio.to_thread(adopt, process, self._images)
+        if attachment is None:
+            restored = await asyncio.to_thread(restore_orphan, process)
+            if restored:
+                _log.warning("restored what a dead agent left", pid=process.pid, sites=restored)
+            return
+        session = Session.adopted(process, attachment)
+        rings = attachment.annex.ring_options
+        self._keep(session, RecordingOptions(rings.ring_bytes, rings.ring_count - 1))
+        _log.warning(
+            "took over the session of an agent that died",
+            pid=process.pid,
+            session=session.session_id,
+            owner=session.owner,
+            tracepoints=len(session.enabled_addresses()),
+            undone_sites=attachment.restored_sites,
+        )
 
     async def _attachment(self, process: ProcessId, options: RecordingOptions) -> Attachment:
         for other in [known for known in self._parked if not is_running(known)]:

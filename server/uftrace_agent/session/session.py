@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from uftrace_agent.engine.manifest import SessionRecord
 from uftrace_agent.engine.model import Status, Writer
 from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.engine.report import (
@@ -34,7 +35,7 @@ from uftrace_agent.process.address_space import executable_files
 from uftrace_agent.recording.clock import TickClock
 from uftrace_agent.recording.rings import RingReader
 from uftrace_agent.session.attaching import Attachment
-from uftrace_agent.session.drainer import Drainer
+from uftrace_agent.session.drainer import Drainer, Resumed
 from uftrace_agent.session.feed import Feed
 from uftrace_agent.session.function_names import function_ref
 from uftrace_agent.session.types import (
@@ -54,6 +55,7 @@ _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 _BUFFER_BYTES: Final = 256 << 10
 _WORKER_NICENESS: Final = -10
+_GENERATION_SHIFT: Final = 40
 
 END_DETACHED: Final = 1
 END_EXITED: Final = 2
@@ -67,13 +69,13 @@ class Session:
     Use `Session.open`; all methods belong to the event loop that opened it.
     """
 
-    def __init__(self, process: ProcessId, owner: str, attachment: Attachment) -> None:
-        self.session_id = uuid.uuid4().hex[:12]
+    def __init__(self, process: ProcessId, attachment: Attachment, record: SessionRecord) -> None:
+        self.session_id = record.session_id
         self.process = process
-        self.owner = owner
+        self.owner = record.owner
         self.restored_sites = attachment.restored_sites
         self.attach_pause_ns = attachment.pauses.longest_ns
-        self._attached_unix_ns = time.time_ns()
+        self._attached_unix_ns = record.since_unix_ns
         self._attachment = attachment
         self._worker = ThreadPoolExecutor(
             1, thread_name_prefix=f"session-{process.pid}", initializer=prefer_this_thread
@@ -88,6 +90,7 @@ class Session:
             _BUFFER_BYTES,
         )
         self.feed = Feed()
+        resumed = self._resume(record)
         self._functions = [
             traced for t in attachment.engine.tracepoints.values() for traced in _traced(t)
         ]
@@ -99,6 +102,7 @@ class Session:
             self._loop,
             self._new_functions,
             self._look_after,
+            resumed,
         )
         self._pidfd = os.pidfd_open(process.pid)
         self._loop.add_reader(self._pidfd, self._process_ended)
@@ -116,11 +120,40 @@ class Session:
         Raises:
             TargetGoneError: It ended meanwhile.
         """
+        record = SessionRecord(uuid.uuid4().hex[:12], owner, 0, time.time_ns())
+        return cls._of(process, attachment, record)
+
+    @classmethod
+    def adopted(cls, process: ProcessId, attachment: Attachment) -> Session:
+        """The session that another agent left, gone on with.
+
+        Raises:
+            TargetGoneError: The process ended meanwhile.
+        """
+        record = attachment.manifest.session
+        return cls._of(process, attachment, replace(record, generation=record.generation + 1))
+
+    @classmethod
+    def _of(cls, process: ProcessId, attachment: Attachment, record: SessionRecord) -> Session:
         try:
-            return cls(process, owner, attachment)
+            return cls(process, attachment, record)
         except ProcessLookupError as error:
             attachment.close()
             raise TargetGoneError(f"process {process.pid} is gone") from error
+
+    # What the next agent has to know is in the process before the first tracepoint is.
+    def _resume(self, record: SessionRecord) -> Resumed:
+        rings, manifest = self._rings, self._attachment.manifest
+        if not record.generation:
+            before = replace(record, taken_before=rings.taken_ever, lost_before=rings.lost_ever)
+            manifest.begin_session(before)
+            return Resumed()
+        rings.count_losses_since(record.lost_before)
+        manifest.begin_session(record)
+        # Above all numbers of the agents before.
+        sequence = record.generation << _GENERATION_SHIFT
+        self.feed.sequence = sequence
+        return Resumed(sequence, rings.taken_ever - record.taken_before)
 
     def parked(self) -> Attachment | None:
         """What of an ended session can be used again; None where the process is gone."""

@@ -188,6 +188,7 @@ class EventBatch:
     anchors: Sequence[ClockAnchor] = ()
     losses: Sequence[Loss] = ()
     records_total: int = 0
+    lost_total: int = 0
     modules: Sequence[MappedModule] = ()
     end: int = 0
     end_detail: str = ""

@@ -13,7 +13,9 @@ struct ring {
 	uint64_t thread;
 	uint64_t pad[4];
 	uint64_t tail;
-	uint64_t pad2[7];
+	uint64_t taken;
+	uint64_t holes;
+	uint64_t pad2[5];
 };
 
 _Static_assert(sizeof(struct ring) == UF_RING_HEADER_BYTES, "ring header");
@@ -36,7 +38,6 @@ struct uh_drain {
 	struct uh_run *runs;
 	int32_t *tids; /* by ring: the thread of the next record; kept between calls */
 	uint64_t *hole_since; /* by ring: when its next record was first seen missing; kept */
-	uint64_t *holes_by_ring; /* records given up, in all; kept */
 	uint32_t next_ring; /* where to go on, so that no ring starves */
 	uint32_t skip_holes; /* the target is gone: records never committed are passed over */
 	/* out: */
@@ -72,6 +73,7 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 	uint64_t position = ring->tail;
 	const uint64_t limit = position + size;
 	struct uh_run *run = 0;
+	uint64_t taken = 0;
 
 	while (position < limit) {
 		const uint64_t *record = (const uint64_t *)(data + (position & (size - 1)));
@@ -83,7 +85,7 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 
 			if (position + 16 < limit && (next[1] & 1) == !((position + 16) & size) &&
 			    next[1] && give_up_hole(d, index)) {
-				d->holes_by_ring[index]++;
+				ring->holes++;
 				position += 16;
 				continue;
 			}
@@ -117,8 +119,12 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 		((uint64_t *)(d->out + d->used))[1] = word & ~1ull;
 		d->used += 16;
 		run->records++;
+		taken++;
 		position += 16;
 	}
+	/* Who is killed here has taken what it did not count, or the reverse: the agent
+	 * after it believes the counts. */
+	ring->taken += taken;
 	__atomic_store_n(&ring->tail, position, __ATOMIC_RELEASE);
 }
 

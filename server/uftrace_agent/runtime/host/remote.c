@@ -324,7 +324,6 @@ static int call_in_one_go(struct work *w)
 		memcpy(call + 1, remote->calls[i].args, 48);
 		call[7] = 0;
 	}
-	table[0] = remote->call_count + 1;
 	size = UF_CALLS_ENTRIES + UF_CALL_BYTES * (remote->call_count + 1);
 	if (uh_write_exact(remote->mem_fd, table, size, remote->table))
 		return -EFAULT;
@@ -332,7 +331,11 @@ static int call_in_one_go(struct work *w)
 	now.user.rip = remote->routine;
 	now.user.rsp = w->frame_at + offsetof(struct frame, uc);
 	now.user.orig_rax = -1;
-	if (uh_set_registers(remote->tid, &now) || block_signals(remote->tid))
+	/* How many calls there are comes last: if we die before, the thread finds none and
+	 * goes home, and no table is left that nobody works on. */
+	table[0] = remote->call_count + 1;
+	if (uh_set_registers(remote->tid, &now) || block_signals(remote->tid) ||
+	    uh_write_exact(remote->mem_fd, table, 8, remote->table))
 		return -ESRCH;
 	uh_detach(remote->tid, 0);
 	error = await_calls(remote);

@@ -8,7 +8,7 @@
 #ifndef UF_ANNEX_H
 #define UF_ANNEX_H
 
-#define UF_ANNEX_VERSION 3
+#define UF_ANNEX_VERSION 4
 
 /* Parameter block at the start of every code region: constants of the session. */
 #define UF_PARAM_CONTROL 0
@@ -50,6 +50,10 @@
 #define UF_RING_SHARED_HEAD 16
 #define UF_RING_THREAD 24
 #define UF_RING_TAIL 64
+/* The agent's own counts, kept here for the agent after it: records taken, and
+ * given up as holes. */
+#define UF_RING_TAKEN 72
+#define UF_RING_HOLES 80
 #define UF_RING_FREE 0
 #define UF_RING_USED 1
 #define UF_RING_RETIRED 2
