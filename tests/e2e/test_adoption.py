@@ -25,7 +25,6 @@ from uftrace_remote.enums import LossStage, PatchStatus, PatchWriter
 from uftrace_remote.errors import UftraceError
 from uftrace_remote.values import PatchOptions, ProcessRef
 
-
 PADDING = (b"\x66\x66\x2e", b"\x66\x2e\x0f\x1f", b"\x0f\x1f", b"\x90", b"\xcc", b"\x66\x90")
 
 
@@ -123,7 +122,7 @@ def test_h86_what_was_half_done_is_undone_and_the_rest_goes_on(tmp_path: Path) -
                 session_id = client.attach(ProcessRef(target.pid)).session.session_id
                 assert_only_these_differ(target.pid, client, session_id)
                 if turn % 2:
-                    patch(client, session_id, ["*"])
+                    client.patch(session_id, ["*"])
                     started = in_background(
                         lambda c=client, s=session_id, w=writer: c.unpatch(s, writer=w)
                     )
