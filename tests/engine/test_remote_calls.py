@@ -17,6 +17,7 @@ from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, thread_states
 from tests.support.waiting import wait_until
 from tests.targets.build import build
+from uftrace_agent.engine.needed_calls import filter_watch
 from uftrace_agent.errors import TargetGoneError
 from uftrace_agent.process import remote_calls
 from uftrace_agent.process.memory import ProcessMemory
@@ -42,7 +43,7 @@ def caller_of(live: Live, how: str) -> RemoteCaller:
     """`one go`: by the routine in the annex; `singly`: each by itself."""
     if how == "one go":
         return live.attachment.annex.caller
-    return RemoteCaller(live.attachment.memory)
+    return RemoteCaller(live.attachment.memory, filter_watch(live.pid))
 
 
 def calls_in(tid_calls: Sequence[int], calls: int = 5) -> Sequence[RemoteCall]:

@@ -201,6 +201,7 @@ PROGRAMS: dict[str, Program] = {
     "trapper": Program(("trapper.c",), (DEFAULT, "clang-O2", "cet"), arguments=("own",)),
     "crash": Program(("crash.c",)),
     "exec": Program(("exec.c",)),
+    "jailed": Program(("jailed.c",), (DEFAULT,)),
     "many": Program(("gen_many.py",), generated=("10000",)),
     "rusty": Program(("rusty.rs",), RUST),
     "pyhost": Program(

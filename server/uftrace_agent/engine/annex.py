@@ -21,6 +21,7 @@ from typing import Final
 from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.layout import CodeLayout, PendingMap
 from uftrace_agent.engine.manifest import MANIFEST_BYTES, FoundManifest, Identity, Manifest
+from uftrace_agent.engine.needed_calls import PRIVATE_MAPPING, RING_FILE, RING_MAPPING
 from uftrace_agent.engine.site import CodeWrite
 from uftrace_agent.errors import (
     BusyTargetError,
@@ -34,13 +35,6 @@ from uftrace_agent.process.remote_calls import BatchPlace, RemoteCall, RemoteCal
 from uftrace_agent.process.system_calls import (
     MADV_DONTDUMP,
     MADV_WIPEONFORK,
-    MAP_ANONYMOUS,
-    MAP_FIXED_NOREPLACE,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    MFD_ALLOW_SEALING,
-    MFD_CLOEXEC,
     PR_GET_TSC,
     PR_TSC_SIGSEGV,
     PROT_EXEC,
@@ -272,11 +266,10 @@ class Annex:
         code = data + -(-data_size // PAGE) * PAGE + PAGE
         self.data = DataPlaces.at(data)
         self.thunks = code + self._home_offset()
-        private = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
         results = self.caller.call(
             [
-                self._mmap(data, data_size, PROT_READ | PROT_WRITE, private),
-                self._mmap(code, code_size, PROT_READ | PROT_EXEC, private),
+                self._mmap(data, data_size, PROT_READ | PROT_WRITE),
+                self._mmap(code, code_size, PROT_READ | PROT_EXEC),
             ]
         )
         annex = [(data, data_size, results[0]), (code, code_size, results[1])]
@@ -311,7 +304,7 @@ class Annex:
         results = self.caller.call(
             [
                 RemoteCall(calls.madvise, (self.data.control, PAGE, MADV_WIPEONFORK)),
-                RemoteCall(calls.memfd_create, (name, MFD_CLOEXEC | MFD_ALLOW_SEALING)),
+                RemoteCall(calls.memfd_create, (name, RING_FILE)),
             ]
         )
         fd = results[1]
@@ -319,13 +312,14 @@ class Annex:
             self._undo(annex, fd)
             self._raise_if_final(results)
             return False
-        shared = MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE
         try:
             self.ring_fd = self._open_ring_file(fd)
         finally:
             results = self.caller.call(
                 [
-                    RemoteCall(calls.mmap, (rings, size, PROT_READ | PROT_WRITE, shared, fd, 0)),
+                    RemoteCall(
+                        calls.mmap, (rings, size, PROT_READ | PROT_WRITE, RING_MAPPING, fd, 0)
+                    ),
                     RemoteCall(calls.close, (fd,)),
                     RemoteCall(calls.madvise, (rings, size, MADV_DONTDUMP)),
                     RemoteCall(calls.prctl, (PR_GET_TSC, self._answer_place)),
@@ -338,8 +332,8 @@ class Annex:
             return False
         return True
 
-    def _mmap(self, start: int, size: int, protection: int, flags: int) -> RemoteCall:
-        return RemoteCall(self.calls.mmap, (start, size, protection, flags, -1, 0))
+    def _mmap(self, start: int, size: int, protection: int) -> RemoteCall:
+        return RemoteCall(self.calls.mmap, (start, size, protection, PRIVATE_MAPPING, -1, 0))
 
     def _undo(self, maps: Sequence[tuple[int, int, int]], fd: int) -> None:
         undo = [
@@ -392,11 +386,10 @@ class Annex:
         """Map what the layout's plans need; what could not be mapped is returned."""
         pending = self.layout.pending()
         failed: list[PendingMap] = []
-        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
         for start in range(0, len(pending), _CALLS_AT_ONCE):
             batch = pending[start : start + _CALLS_AT_ONCE]
             results = self.caller.call(
-                [self._mmap(m.start, m.size, PROT_READ | PROT_EXEC, flags) for m in batch]
+                [self._mmap(m.start, m.size, PROT_READ | PROT_EXEC) for m in batch]
             )
             for wanted, result in zip(batch, results, strict=True):
                 if result != wanted.start:

@@ -9,7 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uftrace_agent.errors import AgentError, BusyTargetError, EngineFaultError
+from uftrace_agent.errors import (
+    AgentError,
+    BusyTargetError,
+    EngineFaultError,
+    UnsupportedTargetError,
+)
 from uftrace_agent.process.address_space import (
     Mapping,
     StackBounds,
@@ -19,6 +24,7 @@ from uftrace_agent.process.address_space import (
 )
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
+from uftrace_agent.process.seccomp_filters import FilterWatch
 from uftrace_agent.process.threads import ThreadState, remote_call_candidates
 from uftrace_agent.runtime.host_library import CCall, CLook, CRemote, error_for, library
 from uftrace_agent.runtime.layout import define
@@ -60,10 +66,16 @@ class RemoteCaller:
 
     The thread restores itself if the agent dies meanwhile; it sees no EINTR
     and no lost signal (host/remote.c).
+
+    Args:
+        memory: The process's memory.
+        filters: Asked before a thread is used whether its seccomp filters let it
+            make the calls: the program may have added some since (H60).
     """
 
-    def __init__(self, memory: ProcessMemory) -> None:
+    def __init__(self, memory: ProcessMemory, filters: FilterWatch) -> None:
         self._memory = memory
+        self.filters = filters
         self._pid = memory.pid
         self._gadget = 0
         self._restorer = 0
@@ -91,6 +103,7 @@ class RemoteCaller:
             TargetGoneError: The process ended.
             ForbiddenError: Tracing is not allowed.
             BusyTargetError: No thread could be used in time.
+            UnsupportedTargetError: No thread may make the calls (SECCOMP_FILTER).
         """
         if not self._gadget:
             self._find_gadgets()
@@ -98,7 +111,13 @@ class RemoteCaller:
         failure: AgentError | None = None
         for _ in range(_ROUNDS):
             mappings = read_mappings(self._pid)
+            forbidden: UnsupportedTargetError | None = None
             for thread in remote_call_candidates(self._pid):
+                try:
+                    self.filters.check_thread(thread.tid)
+                except UnsupportedTargetError as error:
+                    forbidden = error
+                    continue
                 code, results = self._try_thread(thread, mappings, calls)
                 if code == 0:
                     return results
@@ -113,6 +132,8 @@ class RemoteCaller:
                 failure = error_for(code, self._pid, "preparing a remote call")
                 if -code not in (errno.EAGAIN, errno.ENOSPC, errno.ESRCH, errno.ETIMEDOUT):
                     raise failure
+            if forbidden is not None and failure is None:
+                raise forbidden
         if isinstance(failure, EngineFaultError) or failure is None:
             raise BusyTargetError(
                 f"no thread of process {self._pid} has a stack that can be used now",

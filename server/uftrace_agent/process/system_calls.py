@@ -1,4 +1,4 @@
-"""Numbers of the system calls that the agent has performed by a target's thread."""
+"""The system calls that threads of a target make for the agent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class SystemCallNumbers:
-    """One architecture's numbers (arch/*/entry/syscalls in the kernel)."""
+    """One architecture's numbers (arch/*/entry/syscalls in the kernel).
+
+    Attributes:
+        audit: The architecture as seccomp filters know it (linux/audit.h).
+    """
+
+    audit: int
 
     mmap: int
     mprotect: int
@@ -18,9 +24,17 @@ class SystemCallNumbers:
     close: int
     prctl: int
     rt_sigaction: int
+    rt_sigprocmask: int
+    rt_sigreturn: int
+    sigaltstack: int
+    restart_syscall: int
+    getpid: int
+    gettid: int
+    tgkill: int
 
 
 X86_64: Final = SystemCallNumbers(
+    audit=0xC000003E,
     mmap=9,
     mprotect=10,
     munmap=11,
@@ -29,6 +43,13 @@ X86_64: Final = SystemCallNumbers(
     close=3,
     prctl=157,
     rt_sigaction=13,
+    rt_sigprocmask=14,
+    rt_sigreturn=15,
+    sigaltstack=131,
+    restart_syscall=219,
+    getpid=39,
+    gettid=186,
+    tgkill=234,
 )
 
 PROT_NONE: Final = 0

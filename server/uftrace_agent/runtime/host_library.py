@@ -177,6 +177,23 @@ class CLook(ctypes.Structure):
     ]
 
 
+class CFilters(ctypes.Structure):
+    """struct uh_filters."""
+
+    _fields_ = [
+        ("pid", ctypes.c_int32),
+        ("tid", ctypes.c_int32),
+        ("deadline_nanos", ctypes.c_uint64),
+        ("instructions", ctypes.c_void_p),
+        ("sizes", ctypes.POINTER(ctypes.c_uint32)),
+        ("instruction_capacity", ctypes.c_uint32),
+        ("size_capacity", ctypes.c_uint32),
+        ("count", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("pause_nanos", ctypes.c_uint64),
+    ]
+
+
 class CRun(ctypes.Structure):
     """struct uh_run."""
 
@@ -258,6 +275,9 @@ def library() -> ctypes.CDLL:
     loaded.uh_remote_calls.argtypes = [ctypes.POINTER(CRemote)]
     loaded.uh_finish_calls.argtypes = [ctypes.POINTER(CRemote)]
     loaded.uh_look.argtypes = [ctypes.POINTER(CLook)]
+    loaded.uh_read_filters.argtypes = [ctypes.POINTER(CFilters)]
+    loaded.uh_run_filter.argtypes = [ctypes.c_char_p, ctypes.c_uint32, ctypes.c_char_p]
+    loaded.uh_run_filter.restype = ctypes.c_uint32
     loaded.uh_drain_rings.argtypes = [ctypes.POINTER(CDrain)]
     loaded.uh_retire_ring.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int32]
     loaded.uh_anchor.argtypes = [ctypes.POINTER(CAnchor)]

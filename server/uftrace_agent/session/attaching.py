@@ -15,6 +15,7 @@ from uftrace_agent.engine.adoption import inherit, next_id
 from uftrace_agent.engine.annex import Annex, RingOptions
 from uftrace_agent.engine.manifest import FoundManifest, Identity, Manifest, find_manifests
 from uftrace_agent.engine.native import native_architecture
+from uftrace_agent.engine.needed_calls import filter_watch
 from uftrace_agent.engine.patch_engine import PatchEngine
 from uftrace_agent.engine.program import Program
 from uftrace_agent.errors import (
@@ -91,11 +92,13 @@ class Attachment:
 
         Raises:
             AlreadyHeldError: Another agent does by now.
+            UnsupportedTargetError: It has a seccomp filter by now that forbids tracing.
             BusyTargetError: What another agent left behind could not be restored.
         """
         check_attachable(process.pid)
         claim = claim_process(process)
         try:
+            self.annex.caller.filters.check()
             found = find_manifests(self.memory, read_mappings(process.pid))
             others = [other for other in found if other.address != self.manifest.address]
             self.restored_sites = restore_leftovers(self.memory, process, others, self.pauses)
@@ -133,14 +136,6 @@ def check_attachable(pid: int) -> None:
         )
     reason = attachability(pid)
     if reason is None:
-        seccomp = status_field(pid, "Seccomp")
-        if seccomp == "2":
-            raise UnsupportedTargetError(
-                f"process {pid} runs under a seccomp filter",
-                reason="SECCOMP_FILTER",
-                hint="the system calls that attaching needs (mmap, mprotect, madvise, "
-                "memfd_create) might kill it; filters are not evaluated yet",
-            )
         return
     if reason == "PERMISSION_DENIED":
         raise ForbiddenError(
@@ -199,10 +194,12 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
             )
         program = Program(memory, images)
         program.refresh()
-        pauses = Pauses()
+        # Before any thread is stopped: that alone may be deadly (H60).
+        caller = RemoteCaller(memory, filter_watch(memory.pid))
+        caller.filters.check()
+        pauses = caller.filters.pauses
         leftovers = find_manifests(memory, read_mappings(memory.pid))
         restored = restore_leftovers(memory, process, leftovers, pauses)
-        caller = RemoteCaller(memory)
         annex = Annex(memory, caller, X86_64, architecture, rings)
         manifest = _old_or_new(annex, process, leftovers, rings)
         pauses.merge(caller.take_pauses())

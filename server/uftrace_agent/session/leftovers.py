@@ -9,6 +9,7 @@ from typing import Final
 from uftrace_agent.engine.annex import DataPlaces
 from uftrace_agent.engine.journal_entry import Entry, Phase
 from uftrace_agent.engine.manifest import FoundManifest, Manifest
+from uftrace_agent.engine.needed_calls import filter_watch
 from uftrace_agent.engine.report import DEFAULT_STOP_DEADLINE_NS
 from uftrace_agent.engine.trap_writer import SignalTable, settle
 from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
@@ -93,7 +94,7 @@ def remove_handler(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) 
     Raises:
         BusyTargetError: Some trap may still be on its way: ours stays.
     """
-    caller = RemoteCaller(memory)
+    caller = RemoteCaller(memory, filter_watch(memory.pid))
     table = SignalTable(DataPlaces.at(found.address).traps, memory, caller, X86_64)
     if table.is_installed:
         settle(memory, table.handler_code(), pauses)

@@ -4,6 +4,8 @@
 
 #include <elf.h>
 #include <errno.h>
+#include <linux/audit.h>
+#include <linux/seccomp.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ptrace.h>
@@ -77,6 +79,21 @@ static inline void uh_reenter_call(struct uh_registers *r)
 	r->user.rip -= 2; /* 0f 05 */
 	r->user.orig_rax = -1;
 }
+
+/* Whether the kernel is about to go on with an interrupted call by restart_syscall:
+ * rax is ERESTART_RESTARTBLOCK then. *data: what seccomp filters will be shown. */
+static inline int uh_restart_data(const struct uh_registers *r, struct seccomp_data *data)
+{
+	if ((long)r->user.orig_rax < 0 || (long)r->user.rax != -516)
+		return 0;
+	*data = (struct seccomp_data){
+		SYS_restart_syscall,
+		AUDIT_ARCH_X86_64,
+		r->user.rip,
+		{ r->user.rdi, r->user.rsi, r->user.rdx, r->user.r10, r->user.r8, r->user.r9 },
+	};
+	return 1;
+}
 #elif defined(__aarch64__)
 #define UH_TRAP_BYTE 0 /* none: words are written whole */
 /* struct rt_sigframe: siginfo (128), 176 bytes of struct ucontext, fault address,
@@ -104,6 +121,7 @@ static inline uint64_t uh_thread_pointer(const struct uh_registers *r) { (void)r
 static inline int uh_is_native(const struct uh_registers *r) { return !(r->user.pstate & 0x10); }
 static inline int uh_call_was_interrupted(const struct uh_registers *r) { (void)r; return 0; }
 static inline void uh_reenter_call(struct uh_registers *r) { (void)r; }
+static inline int uh_restart_data(const struct uh_registers *r, struct seccomp_data *data) { (void)r; (void)data; return 0; }
 #else
 #error "no host runtime for this machine"
 #endif
