@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from tests.support.text_compare import (
 from tests.support.waiting import wait_until
 from tests.targets.build import build
 from uftrace_remote import NoSuchProcessError, SyncAgentClient, UnsupportedTargetError
-from uftrace_remote.enums import PatchWriter
+from uftrace_remote.enums import EndReason, PatchWriter
 from uftrace_remote.values import PatchOptions, ProcessRef
 
 
@@ -46,46 +48,83 @@ def test_h67_a_stopped_process_is_patched_and_stays_stopped(client: SyncAgentCli
         target.quit()
 
 
-def test_h64_a_process_whose_main_thread_has_ended(client: SyncAgentClient, tmp_path: Path) -> None:
-    source = tmp_path / "leaderless.c"
-    source.write_text(
-        """
-        #include <pthread.h>
-        #include <stdio.h>
-        #include <unistd.h>
-        __attribute__((noinline, noipa)) long work(long n) { return n * 3 + 1; }
-        static void *run(void *unused) {
-            volatile long sum = 0;
-            puts("ready"); fflush(stdout);
-            for (;;) { for (int i = 0; i < 1000; i++) sum += work(i); usleep(100); }
-            return unused;
-        }
-        int main(void) {
-            pthread_t thread;
-            pthread_create(&thread, 0, run, 0);
-            pthread_exit(0);
-        }
-        """
-    )
-    binary = tmp_path / "leaderless"
+_LEADERLESS = """
+#include <pthread.h>
+#include <stdio.h>
+#include <unistd.h>
+__attribute__((noinline, noipa)) long work(long n) { return n * 3 + 1; }
+__attribute__((noinline, noipa)) long more(long n) { return n * 5 + 1; }
+static void *run(void *unused) {
+    volatile long sum = 0;
+    for (;;) { for (int i = 0; i < 1000; i++) sum += work(i) + more(i); usleep(100); }
+    return unused;
+}
+int main(void) {
+    pthread_t thread;
+    pthread_create(&thread, 0, run, 0);
+    puts("ready"); fflush(stdout);
+    getchar();
+    pthread_exit(0);
+}
+"""
+
+
+@contextmanager
+def _leaderless(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A program whose main thread ends when its stdin does."""
+    source, binary = folder / "leaderless.c", folder / "leaderless"
+    source.write_text(_LEADERLESS)
     subprocess.run(["gcc", "-O2", "-pthread", "-o", binary, source], check=True)
-    process = subprocess.Popen([binary], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        wait_until(lambda: _state(process.pid) == "Z")
-        try:
-            with recording(client, process.pid) as (session_id, recorder):
-                patch(client, session_id, ["work"])
-                wait_until(lambda: recorder.recording.records > 1000)
-                client.detach(session_id)
-            recorder.finish()
-        except UnsupportedTargetError as refused:
-            # Its /proc entry says no more than that of a process that has ended.
-            assert refused.reason == "ZOMBIE"
+        yield process
         assert process.poll() is None
     finally:
         process.kill()
         process.communicate()
+
+
+def _end_main_thread(process: subprocess.Popen[str]) -> int:
+    assert process.stdin is not None
+    process.stdin.write("x\n")
+    process.stdin.flush()
+    wait_until(lambda: _state(process.pid) == "Z")
+    # Its own directory shows nothing any more; that of a thread does.
+    (thread,) = set(os.listdir(f"/proc/{process.pid}/task")) - {str(process.pid)}
+    return int(thread)
+
+
+def test_h64_a_process_whose_main_thread_has_ended(client: SyncAgentClient, tmp_path: Path) -> None:
+    with _leaderless(tmp_path) as process:
+        thread = _end_main_thread(process)
+        (listed,) = [each for each in client.processes("leaderless") if each.pid == process.pid]
+        assert listed.attachable and "leaderless" in listed.executable
+        for writer in (PatchWriter.STOP, PatchWriter.TRAP, PatchWriter.AUTO):
+            with recording(client, process.pid) as (session_id, recorder):
+                patch(client, session_id, ["work"], PatchOptions(writer=writer))
+                wait_until(lambda recorder=recorder: recorder.recording.records > 1000)
+                client.detach(session_id)
+            assert recorder.finish().entries("work") > 0
+            assert_text_unchanged(thread)
+        assert_not_traced(process.pid)
+
+
+def test_h64_the_main_thread_ends_while_the_process_is_traced(
+    client: SyncAgentClient, tmp_path: Path
+) -> None:
+    with _leaderless(tmp_path) as process:
+        with recording(client, process.pid) as (session_id, recorder):
+            patch(client, session_id, ["work"])
+            thread = _end_main_thread(process)
+            patch(client, session_id, ["more"])
+            before = recorder.recording.records
+            wait_until(lambda: recorder.recording.records > before + 1000)
+            client.detach(session_id)
+        seen = recorder.finish()
+        assert seen.end is EndReason.DETACHED
+        assert seen.entries("more") > 0
+        assert_text_unchanged(thread)
 
 
 def test_a_zombie_and_a_kernel_thread_are_refused(client: SyncAgentClient) -> None:

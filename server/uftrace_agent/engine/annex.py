@@ -42,6 +42,7 @@ from uftrace_agent.process.system_calls import (
     PROT_WRITE,
     SystemCallNumbers,
 )
+from uftrace_agent.process.threads import proc_directory
 from uftrace_agent.runtime.blob import load_blob
 from uftrace_agent.runtime.layout import (
     CALL_TABLE_BYTES,
@@ -360,7 +361,7 @@ class Annex:
         )
 
     def _open_ring_file(self, fd: int) -> int:
-        ring_fd = os.open(f"/proc/{self.memory.pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        ring_fd = os.open(f"{proc_directory(self.memory.pid)}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         os.ftruncate(ring_fd, self.ring_options.total_bytes)
         # Neither side can cut the file under the other's feet (H88).
         fcntl.fcntl(ring_fd, _F_ADD_SEALS, _SEALS)

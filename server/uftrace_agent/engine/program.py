@@ -18,6 +18,7 @@ from uftrace_agent.engine.model import Refusal, RefusedError, SiteKind
 from uftrace_agent.engine.site import FunctionCode, Gap, LiveSled
 from uftrace_agent.errors import NoSuchFunctionError, TargetGoneError, UnsupportedTargetError
 from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.threads import proc_directory
 from uftrace_agent.symbols import (
     FunctionKind,
     FunctionPattern,
@@ -261,7 +262,7 @@ class Program:
         Raises:
             TargetGoneError: The process is gone.
         """
-        proc = f"/proc/{self.memory.pid}"
+        proc = proc_directory(self.memory.pid)
         try:
             maps = Path(proc, "maps").read_text(errors="surrogateescape")
         except (FileNotFoundError, ProcessLookupError) as error:

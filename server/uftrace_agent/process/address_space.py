@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uftrace_agent.errors import TargetGoneError
+from uftrace_agent.process.threads import proc_directory
 
 PAGE = 4096
 # Below is vm.mmap_min_addr's reach; above is the kernel's (47 bits, 4 levels).
@@ -54,7 +55,7 @@ def read_mappings(pid: int) -> list[Mapping]:
         TargetGoneError: The process is gone, or has no memory any more.
     """
     try:
-        text = Path(f"/proc/{pid}/maps").read_bytes().decode(errors="surrogateescape")
+        text = Path(proc_directory(pid), "maps").read_bytes().decode(errors="surrogateescape")
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TargetGoneError(f"process {pid} is gone") from error
     mappings = []
@@ -194,7 +195,7 @@ def executable_files(pid: int) -> frozenset[str]:
     """The lines of /proc/PID/maps that are code of files: what is loaded, for
     comparing only; empty where the process is gone."""
     try:
-        text = Path(f"/proc/{pid}/maps").read_bytes().decode(errors="surrogateescape")
-    except (FileNotFoundError, ProcessLookupError):
+        text = Path(proc_directory(pid), "maps").read_bytes().decode(errors="surrogateescape")
+    except (FileNotFoundError, ProcessLookupError, TargetGoneError):
         return frozenset()
     return frozenset(line for line in text.split("\n") if " r-xp " in line and "/" in line)

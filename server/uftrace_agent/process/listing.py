@@ -7,21 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from uftrace_agent.errors import NoSuchProcessError
+from uftrace_agent.errors import NoSuchProcessError, TargetGoneError
 from uftrace_agent.process.identity import boot_id, stat_fields
+from uftrace_agent.process.threads import proc_directory
 from uftrace_agent.session.types import ProcessId
 
 # include/linux/sched.h: the process is a kernel thread.
 _PF_KTHREAD = 0x00200000
 # Indices among the fields of stat_fields: proc(5)'s numbers less 3.
-_STATE = 3 - 3
 _FLAGS = 9 - 3
 _START_TIME = 22 - 3
 _ELF_CLASS = 4
 _ELFCLASS64 = 2
 
 # What a process may do between two reads of its files.
-_VANISHED = (FileNotFoundError, ProcessLookupError, NoSuchProcessError)
+_VANISHED = (FileNotFoundError, ProcessLookupError, NoSuchProcessError, TargetGoneError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +95,21 @@ def describe(pid: int) -> ProcessDescription:
     """
     command_name, stat = stat_fields(pid)
     try:
-        status = _status(pid)
-        command_line = _command_line(pid)
+        proc = proc_directory(pid)
+        status = _status(proc)
+        command_line = _command_line(proc)
     except _VANISHED as error:
         raise NoSuchProcessError(f"there is no process {pid}") from error
     return ProcessDescription(
         process=ProcessId(pid, int(stat[_START_TIME]), boot_id()),
         command_name=command_name,
         command_line=command_line,
-        executable=_executable(pid),
+        executable=_executable(proc),
         uid=int(status["Uid"].split()[1]),
         thread_count=int(status["Threads"]),
         # Kernel threads and zombies have no memory and no such line.
         resident_bytes=int(status.get("VmRSS", "0 kB").split()[0]) * 1024,
-        refusal_reason=_refusal(pid, stat, status) or "",
+        refusal_reason=_refusal(proc, stat, status) or "",
     )
 
 
@@ -125,17 +126,18 @@ def attachability(pid: int) -> str | None:
     """
     stat = stat_fields(pid)[1]
     try:
-        return _refusal(pid, stat, _status(pid))
+        proc = proc_directory(pid)
+        return _refusal(proc, stat, _status(proc))
     except _VANISHED as error:
         raise NoSuchProcessError(f"there is no process {pid}") from error
 
 
-def _refusal(pid: int, stat: list[str], status: Mapping[str, str]) -> str | None:
+def _refusal(proc: str, stat: list[str], status: Mapping[str, str]) -> str | None:
     if int(stat[_FLAGS]) & _PF_KTHREAD:
         return "KERNEL_THREAD"
-    if stat[_STATE] in "ZX":
+    if status["State"][0] in "ZX":
         return "ZOMBIE"
-    if pid == os.getpid():
+    if int(status["Tgid"]) == os.getpid():
         return "AGENT_ITSELF"
     # The main thread's tracer stands for all: a debugger takes every thread,
     # and one that took a single other thread shows at attach (EPERM).
@@ -147,8 +149,8 @@ def _refusal(pid: int, stat: list[str], status: Mapping[str, str]) -> str | None
     try:
         # Opening it is the kernel's own check for PTRACE_MODE_ATTACH, user
         # namespaces, capabilities and Yama included (mm/memory.c, mm_access).
-        os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
-        with open(f"/proc/{pid}/exe", "rb") as executable:
+        os.close(os.open(f"{proc}/mem", os.O_RDONLY | os.O_CLOEXEC))
+        with open(f"{proc}/exe", "rb") as executable:
             header = executable.read(_ELF_CLASS + 1)
     except PermissionError:
         return "PERMISSION_DENIED"
@@ -159,22 +161,22 @@ def _refusal(pid: int, stat: list[str], status: Mapping[str, str]) -> str | None
     return None if header[_ELF_CLASS] == _ELFCLASS64 else "PROCESS_32BIT"
 
 
-def _status(pid: int) -> dict[str, str]:
-    text = Path(f"/proc/{pid}/status").read_bytes().decode(errors="replace")
+def _status(proc: str) -> dict[str, str]:
+    text = Path(proc, "status").read_bytes().decode(errors="replace")
     pairs = (line.partition(":") for line in text.splitlines())
     return {key: value.strip() for key, _, value in pairs}
 
 
-def _command_line(pid: int) -> tuple[str, ...]:
-    text = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+def _command_line(proc: str) -> tuple[str, ...]:
+    text = Path(proc, "cmdline").read_bytes().decode(errors="replace")
     # A program that rewrites its title leaves a run of NULs behind it.
     stripped = text.rstrip("\0")
     return tuple(stripped.split("\0")) if stripped else ()
 
 
-def _executable(pid: int) -> str:
+def _executable(proc: str) -> str:
     try:
-        link = os.readlink(f"/proc/{pid}/exe")
+        link = os.readlink(f"{proc}/exe")
     except OSError:  # kernel thread, zombie, or not ours to look at
         return ""
     # The link may hold bytes that are no UTF-8; the API's strings may not.

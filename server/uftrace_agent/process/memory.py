@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from uftrace_agent.errors import ForbiddenError, TargetGoneError
+from uftrace_agent.process.threads import proc_directory
 
 
 class ProcessMemory:
@@ -20,7 +21,7 @@ class ProcessMemory:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         try:
-            self.fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+            self.fd = os.open(f"{proc_directory(pid)}/mem", os.O_RDWR | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError) as error:
             raise TargetGoneError(f"process {pid} is gone") from error
         except PermissionError as error:

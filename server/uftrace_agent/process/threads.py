@@ -67,6 +67,31 @@ def thread_ids(pid: int) -> list[int]:
         raise TargetGoneError(f"process {pid} is gone") from error
 
 
+def proc_directory(pid: int) -> str:
+    """The directory of /proc that shows what the process's threads share: memory, files.
+
+    A main thread that has ended shows none of it, though the process goes on (H64).
+    /proc/TID is there for every thread (fs/proc/base.c, proc_pid_lookup): then it is
+    that of the oldest one that lives.
+    """
+    if _letter(pid, pid) in _ENDED:
+        for tid in thread_ids(pid):
+            if _letter(pid, tid) not in _ENDED:
+                return f"/proc/{tid}"
+    return f"/proc/{pid}"
+
+
+_ENDED = ("Z", "X", "")
+
+
+def _letter(pid: int, tid: int) -> str:
+    try:
+        stat = Path(f"/proc/{pid}/task/{tid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return stat.rpartition(b")")[2].split()[0].decode()
+
+
 def thread_state(pid: int, tid: int) -> ThreadState | None:
     """What the thread does now; None where it has ended."""
     base = Path(f"/proc/{pid}/task/{tid}")
@@ -100,23 +125,23 @@ def remote_call_candidates(pid: int) -> list[ThreadState]:
     """Threads that could perform a system call for the agent, best first."""
     states = [thread_state(pid, tid) for tid in thread_ids(pid)]
     usable = [state for state in states if state and state.state not in "ZXD"]
-    return sorted(usable, key=lambda thread: _suitability(pid, thread))
+    return sorted(usable, key=_suitability)
 
 
-def _is_idle(pid: int, thread: ThreadState) -> bool:
+def _is_idle(thread: ThreadState) -> bool:
     if thread.call == _READ:
         try:
-            file = os.readlink(f"/proc/{pid}/fd/{thread.arguments[0]}")
+            file = os.readlink(f"/proc/{thread.tid}/fd/{thread.arguments[0]}")
         except OSError:
             return False
         return file.startswith(_WITHOUT_TIMEOUT)
     return thread.call in _WAITS or (thread.call == _FUTEX and not thread.arguments[3])
 
 
-def _suitability(pid: int, thread: ThreadState) -> tuple[Suitability, int]:
+def _suitability(thread: ThreadState) -> tuple[Suitability, int]:
     if thread.state in "tT":
         return Suitability.STOPPED, thread.tid
-    if _is_idle(pid, thread):
+    if _is_idle(thread):
         return Suitability.IDLE_CALL, thread.tid
     if thread.call is None or thread.call == -1:
         return Suitability.RUNNING, thread.tid
