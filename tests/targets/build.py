@@ -202,6 +202,7 @@ PROGRAMS: dict[str, Program] = {
     "crash": Program(("crash.c",)),
     "exec": Program(("exec.c",)),
     "jailed": Program(("jailed.c",), (DEFAULT,)),
+    "oddtext": Program(("oddtext.c",), ("gcc-O2", "musl")),
     "many": Program(("gen_many.py",), generated=("10000",)),
     "rusty": Program(("rusty.rs",), RUST),
     "pyhost": Program(

@@ -105,18 +105,17 @@ static void tighten(long unused)
 	harness_reply("tightened");
 }
 
-/* Before the workers are joined, or paused. */
-static void wake(long unused)
+/* The hour ends when the workers are to be joined, or parked. */
+static void wake(int paused)
 {
-	(void)unused;
-	REQUIRE("wake", write(hour[1], "x", 1) == 1);
-	harness_reply("woken");
+	if (paused)
+		REQUIRE("wake", write(hour[1], "x", 1) == 1);
 }
 
 int main(int argc, char **argv)
 {
 	static const harness_command commands[] = {
-		{ "burst", burst }, { "tighten", tighten }, { "wake", wake }, { NULL, NULL }
+		{ "burst", burst }, { "tighten", tighten }, { NULL, NULL }
 	};
 	struct sock_fprog *all[FILTERS];
 	int count = 0;
@@ -134,6 +133,7 @@ int main(int argc, char **argv)
 		else
 			all[count++] = load(argv[i], i - 1);
 	REQUIRE("pipe", !pipe(confined) && !pipe(hour));
+	harness_on_pause = wake;
 	harness_spawn(WORKERS, worker);
 	for (int i = 0; i < WORKERS; i++)
 		REQUIRE("confined", read(confined[0], &byte, 1) == 1);

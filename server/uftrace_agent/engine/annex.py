@@ -15,6 +15,7 @@ import bisect
 import fcntl
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,6 +25,7 @@ from uftrace_agent.engine.manifest import MANIFEST_BYTES, FoundManifest, Identit
 from uftrace_agent.engine.needed_calls import PRIVATE_MAPPING, RING_FILE, RING_MAPPING
 from uftrace_agent.engine.site import CodeWrite
 from uftrace_agent.errors import (
+    AgentError,
     BusyTargetError,
     ExhaustedError,
     ForbiddenError,
@@ -125,6 +127,8 @@ class Annex:
         self.thunks = 0
         self.data = DataPlaces.at(0)
         self._ring_base = 0
+        # What is mapped in the target so far, while `create` is not done.
+        self._held: list[tuple[int, int]] = []
         self.mapped_bytes = 0
         self.code_ranges: list[tuple[int, int]] = []
         self.layout = self._new_layout()
@@ -141,7 +145,19 @@ class Annex:
         Raises:
             BusyTargetError: The address space changed under us at every try.
             ExhaustedError: The kernel gives the process no more memory.
+            ForbiddenError: It does not let the agent write code (MEMORY_WRITE_DENIED).
+            UnsupportedTargetError: A probe would kill the process (TSC_FORBIDDEN).
         """
+        try:
+            return self._create(identity, tid_offset)
+        except BaseException:
+            # A refusal leaves the process as it was, if there still is one.
+            self.close()
+            with suppress(AgentError):
+                self._undo()
+            raise
+
+    def _create(self, identity: Identity, tid_offset: int) -> Manifest:
         self.tid_offset = tid_offset
         for _ in range(_TRIES):
             if self._map_data():
@@ -273,14 +289,17 @@ class Annex:
                 self._mmap(code, code_size, PROT_READ | PROT_EXEC),
             ]
         )
-        annex = [(data, data_size, results[0]), (code, code_size, results[1])]
+        sizes = (data_size, code_size)
+        self._held = [
+            (start, size) for start, size in zip(results, sizes, strict=True) if start > 0
+        ]
         if min(results) < 0:
-            self._undo(annex, -1)
+            self._undo()
             self._raise_if_final(results)
             return False
         self._ring_base = rings
         self._fill_home()
-        if not self._map_rings(rings, ring_size, annex):
+        if not self._map_rings(rings, ring_size):
             return False
         self.code_ranges.append((code, code + code_size))
         self.mapped_bytes += data_size + code_size + ring_size
@@ -298,7 +317,7 @@ class Annex:
             ) from error
         self.caller.use_batches(BatchPlace(self.runtime_address("uf_calls"), self.data.calls))
 
-    def _map_rings(self, rings: int, size: int, annex: Sequence[tuple[int, int, int]]) -> bool:
+    def _map_rings(self, rings: int, size: int) -> bool:
         calls = self.calls
         name = self._answer_place
         self.memory.write(name, b"uftrace-rings\0")
@@ -310,7 +329,7 @@ class Annex:
         )
         fd = results[1]
         if min(results) < 0:
-            self._undo(annex, fd)
+            self._undo(fd)
             self._raise_if_final(results)
             return False
         try:
@@ -326,9 +345,11 @@ class Annex:
                     RemoteCall(calls.prctl, (PR_GET_TSC, self._answer_place)),
                 ]
             )
+            if results[0] > 0:
+                self._held.append((rings, size))
         if results[0] < 0:
-            os.close(self.ring_fd)
-            self._undo(annex, -1)
+            self.close()
+            self._undo()
             self._raise_if_final(results[:1])
             return False
         return True
@@ -336,14 +357,11 @@ class Annex:
     def _mmap(self, start: int, size: int, protection: int) -> RemoteCall:
         return RemoteCall(self.calls.mmap, (start, size, protection, PRIVATE_MAPPING, -1, 0))
 
-    def _undo(self, maps: Sequence[tuple[int, int, int]], fd: int) -> None:
-        undo = [
-            RemoteCall(self.calls.munmap, (start, size))
-            for start, size, result in maps
-            if result >= 0
-        ]
+    def _undo(self, fd: int = -1) -> None:
+        undo = [RemoteCall(self.calls.munmap, held) for held in self._held]
         if fd >= 0:
             undo.append(RemoteCall(self.calls.close, (fd,)))
+        self._held = []
         if undo:
             # By single calls: the routine for many may be what is unmapped.
             self.caller.use_batches(None)

@@ -90,7 +90,12 @@ class RemoteCaller:
         return taken
 
     def use_batches(self, place: BatchPlace | None) -> None:
-        """From now on let a thread make all calls of a batch in one go; None: no more."""
+        """From now on let a thread make all calls of a batch in one go; None: no more.
+
+        Raises:
+            BusyTargetError: A thread is still at a batch.
+        """
+        self._await_batch()
         self._batch = place
 
     def call(self, calls: Sequence[RemoteCall]) -> list[int]:

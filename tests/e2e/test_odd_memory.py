@@ -1,0 +1,147 @@
+"""Code and memory that are unlike those of most programs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.support import patch, recording
+from tests.support.target_process import TargetProcess
+from tests.support.text_compare import assert_not_traced, assert_text_unchanged
+from tests.support.waiting import wait_until
+from tests.targets.build import build
+from uftrace_remote import NoSuchFunctionError, SyncAgentClient, UnsupportedTargetError
+from uftrace_remote.enums import PatchStatus, PatchWriter, RefusalReason
+from uftrace_remote.errors import ResourceExhaustedError
+from uftrace_remote.values import PatchOptions, ProcessRef
+
+_F_GET_SEALS = 1034
+_SEAL, _SHRINK, _GROW = 1, 2, 4
+
+
+@contextmanager
+def _unharmed(*arguments: str, variant: str = "gcc-O2") -> Iterator[TargetProcess]:
+    """A program that afterwards is untraced, has its code as it was, and works."""
+    with TargetProcess(build("oddtext", variant), *arguments) as target:
+        yield target
+        assert_text_unchanged(target.pid)
+        assert_not_traced(target.pid)
+        target.wait_iterations(10)
+        target.quit()
+
+
+def _maps(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+def _trace(client: SyncAgentClient, target: TargetProcess) -> None:
+    with recording(client, target.pid) as (session_id, recorder):
+        for writer in (PatchWriter.AUTO, PatchWriter.STOP, PatchWriter.TRAP):
+            patch(client, session_id, ["leaf", "chain"], PatchOptions(writer=writer))
+            before = recorder.recording.records
+            wait_until(lambda before=before: recorder.recording.records > before + 50)
+            client.unpatch(session_id)
+        client.detach(session_id)
+    assert recorder.finish().entries("leaf") > 0
+
+
+def test_h91_code_that_may_not_be_read(client: SyncAgentClient) -> None:
+    with _unharmed("xonly") as target:
+        assert " --xp " in _maps(target.pid)
+        _trace(client, target)
+
+
+@pytest.mark.parametrize("state", ["sealed", "locked"])
+def test_h28_sealed_and_locked_code(client: SyncAgentClient, state: str) -> None:
+    with _unharmed(state) as target:
+        _trace(client, target)
+
+
+def test_h25_code_that_was_copied_to_anonymous_memory(client: SyncAgentClient) -> None:
+    """As tools do that put code into huge pages: it has no file any more to compare it with."""
+    with _unharmed("anonymous") as target, recording(client, target.pid) as (session_id, recorder):
+        with pytest.raises(NoSuchFunctionError):
+            client.patch(session_id, ["leaf"])
+        patch(client, session_id, ["libc*!getpid"])
+        client.detach(session_id)
+        recorder.finish()
+
+
+def test_h26_shared_code_is_refused(client: SyncAgentClient) -> None:
+    with _unharmed("shared") as target:
+        before = target.binary.read_bytes()
+        for writer in (PatchWriter.AUTO, PatchWriter.STOP):
+            with recording(client, target.pid) as (session_id, recorder):
+                result = client.patch(session_id, ["leaf"], PatchOptions(writer=writer))
+                assert [r.status for r in result.results] == [PatchStatus.REFUSED]
+                assert [r.refusal for r in result.results] == [RefusalReason.SHARED_TEXT]
+                client.detach(session_id)
+            recorder.finish()
+        assert target.binary.read_bytes() == before
+
+
+def test_h89_a_process_that_may_not_read_the_tick_counter(client: SyncAgentClient) -> None:
+    with _unharmed("notsc") as target:
+        maps = _maps(target.pid)
+        with pytest.raises(UnsupportedTargetError) as caught:
+            client.attach(ProcessRef(target.pid))
+        assert caught.value.reason == "TSC_FORBIDDEN" and caught.value.hint
+        # Nothing is left of the attempt, nor in the agent.
+        assert _maps(target.pid) == maps
+
+
+@pytest.mark.parametrize("state", ["100000", "2000000", "maps"])
+def test_h80_a_process_that_may_have_no_more_memory(client: SyncAgentClient, state: str) -> None:
+    """RLIMIT_AS (room for nothing; for a part of it), vm.max_map_count."""
+    with _unharmed(state) as target:
+        maps = _maps(target.pid)
+        with pytest.raises(ResourceExhaustedError) as caught:
+            client.attach(ProcessRef(target.pid))
+        assert caught.value.reason == "TARGET_MEMORY_REFUSED" and caught.value.hint
+        assert _maps(target.pid) == maps
+
+
+@pytest.mark.parametrize("limit", ["space 0", "maps"])
+def test_h81_memory_that_ends_after_the_attach(client: SyncAgentClient, limit: str) -> None:
+    with _unharmed() as target:
+        with recording(client, target.pid) as (session_id, recorder):
+            patch(client, session_id, ["leaf"])
+            target.command(limit)
+            result = client.patch(session_id, ["*"])
+            refused = {r.refusal for r in result.results if r.status is PatchStatus.REFUSED}
+            assert RefusalReason.NO_TRAMPOLINE_SPACE in refused
+            before = recorder.recording.records
+            wait_until(lambda: recorder.recording.records > before + 50)
+            client.detach(session_id)
+        assert recorder.finish().entries("leaf") > 0
+
+
+def test_h88_nobody_can_cut_the_rings_short(client: SyncAgentClient) -> None:
+    with _unharmed() as target:
+        with recording(client, target.pid) as (session_id, recorder):
+            patch(client, session_id, ["leaf"])
+            (line,) = [x for x in _maps(target.pid).splitlines() if "memfd:uftrace-rings" in x]
+            file = os.open(f"/proc/{target.pid}/map_files/{line.split()[0]}", os.O_RDWR)
+            try:
+                assert fcntl.fcntl(file, _F_GET_SEALS) == _SEAL | _SHRINK | _GROW
+                for size in (0, os.fstat(file).st_size + 4096):
+                    with pytest.raises(PermissionError):
+                        os.ftruncate(file, size)
+            finally:
+                os.close(file)
+            client.detach(session_id)
+        recorder.finish()
+
+
+def test_h84_a_static_program_of_musl(client: SyncAgentClient) -> None:
+    with _unharmed(variant="musl") as target:
+        with recording(client, target.pid) as (session_id, recorder):
+            patch(client, session_id, ["*"])
+            wait_until(lambda: recorder.recording.records > 100)
+            client.detach(session_id)
+        recorder.finish()
