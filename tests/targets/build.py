@@ -201,7 +201,7 @@ PROGRAMS: dict[str, Program] = {
     "trapper": Program(("trapper.c",), (DEFAULT, "clang-O2", "cet"), arguments=("own",)),
     "crash": Program(("crash.c",)),
     "exec": Program(("exec.c",)),
-    "jailed": Program(("jailed.c",), (DEFAULT,)),
+    "jailed": Program(("jailed.c",), (DEFAULT, "static")),
     "oddtext": Program(("oddtext.c",), ("gcc-O2", "musl")),
     "many": Program(("gen_many.py",), generated=("10000",)),
     "rusty": Program(("rusty.rs",), RUST),

@@ -33,6 +33,7 @@ from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.remote_calls import RemoteCaller
 from uftrace_agent.process.system_calls import X86_64
+from uftrace_agent.process.thread_numbers import own_number
 from uftrace_agent.process.threads import status_field, thread_ids
 from uftrace_agent.runtime.host_library import CLook, library
 from uftrace_agent.session.leftovers import (
@@ -361,7 +362,8 @@ def find_tid_offset(memory: ProcessMemory) -> int:
         if data[:8] != pointer.to_bytes(8, "little"):
             return -1
         words = struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4])
-        found = {4 * index for index, word in enumerate(words) if word == tid}
+        own = own_number(memory.pid, tid)
+        found = {4 * index for index, word in enumerate(words) if word == own}
         candidates = found if candidates is None else candidates & found
     for offset in _KNOWN_TID_OFFSETS:
         if offset in (candidates or ()):

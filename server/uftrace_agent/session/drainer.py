@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from uftrace_agent.errors import TargetGoneError
+from uftrace_agent.process.thread_numbers import ThreadNumbers
 from uftrace_agent.process.threads import thread_name
 from uftrace_agent.recording.clock import Anchor, TickClock
 from uftrace_agent.recording.rings import Drained, RingReader
@@ -101,7 +102,9 @@ class Drainer:
         self._sequence = resumed.sequence
         self.records_total = resumed.records_total
         self.final_lost = 0
+        # By the process's own numbers of its threads, as in the rings.
         self._names: dict[int, str] = {}
+        self._numbers = ThreadNumbers(pid)
         self._wakeups: dict[int, asyncio.Event] = {}
         self._baseline: dict[int, dict[tuple[int, int], int]] = {}
         self._listening = threading.Event()
@@ -174,7 +177,9 @@ class Drainer:
 
     def _losses(self) -> list[Loss]:
         shared, by_thread = self._rings.lost()
-        losses = [Loss(_LOSS_RING, count, tid) for tid, count in by_thread.items()]
+        losses = [
+            Loss(_LOSS_RING, count, self._numbers.outside(own)) for own, count in by_thread.items()
+        ]
         if shared:
             losses.append(Loss(_LOSS_SHARED_RING, shared))
         return losses
@@ -225,8 +230,8 @@ class Drainer:
         self._last_look = now
         self._look_after()
         try:
-            living = {int(name) for name in os.listdir(f"/proc/{self._pid}/task")}
-        except FileNotFoundError:
+            living = self._numbers.living()
+        except TargetGoneError:
             return
         if self._listening.is_set():
             self._rings.retire(living)
@@ -240,8 +245,12 @@ class Drainer:
         batch = EventBatch(
             sequence=self._sequence,
             threads=[
-                (tid, self._name(tid), parts[0] if len(parts) == 1 else b"".join(parts))
-                for tid, parts in pending.threads.items()
+                (
+                    self._numbers.outside(own),
+                    self._name(own),
+                    parts[0] if len(parts) == 1 else b"".join(parts),
+                )
+                for own, parts in pending.threads.items()
             ],
             watermark_ticks=watermark,
             functions=functions,
@@ -255,10 +264,10 @@ class Drainer:
         )
         self._loop.call_soon_threadsafe(self._deliver, batch)
 
-    def _name(self, tid: int) -> str:
-        name = self._names.get(tid)
+    def _name(self, own: int) -> str:
+        name = self._names.get(own)
         if not name:
-            name = self._names[tid] = thread_name(self._pid, tid)
+            name = self._names[own] = thread_name(self._pid, self._numbers.outside(own))
         return name
 
 
