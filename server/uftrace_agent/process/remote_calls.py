@@ -13,6 +13,7 @@ from uftrace_agent.errors import (
     AgentError,
     BusyTargetError,
     EngineFaultError,
+    TargetGoneError,
     UnsupportedTargetError,
 )
 from uftrace_agent.process.address_space import (
@@ -117,12 +118,17 @@ class RemoteCaller:
         for _ in range(_ROUNDS):
             mappings = read_mappings(self._pid)
             forbidden: UnsupportedTargetError | None = None
-            for thread in remote_call_candidates(self._pid):
+            candidates = remote_call_candidates(self._pid)
+            if not candidates:
+                failure = error_for(-errno.ETIMEDOUT, self._pid, "preparing a remote call")
+            for thread in candidates:
                 try:
                     self.filters.check_thread(thread.tid)
                 except UnsupportedTargetError as error:
                     forbidden = error
                     continue
+                except TargetGoneError:
+                    continue  # this thread has ended; of the process, read_mappings tells
                 code, results = self._try_thread(thread, mappings, calls)
                 if code == 0:
                     return results
@@ -136,6 +142,7 @@ class RemoteCaller:
                     )
                 failure = error_for(code, self._pid, "preparing a remote call")
                 if -code not in (errno.EAGAIN, errno.ENOSPC, errno.ESRCH, errno.ETIMEDOUT):
+                    self._memory.read(self._gadget, 1)  # an exec takes the memory away (H63)
                     raise failure
             if forbidden is not None and failure is None:
                 raise forbidden
@@ -234,10 +241,12 @@ class RemoteCaller:
         return bottom
 
     def _find_gadgets(self) -> None:
+        readable = False
         for mapping in read_mappings(self._pid):
             if not mapping.is_executable or not mapping.inode:
                 continue
             code = self._memory.read_some(mapping.start, mapping.end - mapping.start)
+            readable = readable or bool(code)
             if not self._gadget and (at := code.find(_GADGET)) >= 0:
                 self._gadget = mapping.start + at
             if not self._pop_rax and (at := code.find(_POP_RAX)) >= 0:
@@ -247,6 +256,8 @@ class RemoteCaller:
                     self._restorer = mapping.start + at
         if self._gadget and (self._restorer or self._pop_rax):
             return
+        if not readable:
+            raise TargetGoneError(f"process {self._pid} has ended or executed another program")
         raise EngineFaultError(
             f"process {self._pid} has no code that could make a system call for the agent",
             reason="NO_SYSCALL_GADGET",
