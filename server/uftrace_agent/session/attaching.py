@@ -120,6 +120,23 @@ class Attachment:
         self.claim.close()
 
 
+def check_machine(hwcap2: int) -> None:
+    """Refuse a machine on which probes would fault (H90).
+
+    Args:
+        hwcap2: What the kernel says that programs may use (AT_HWCAP2).
+
+    Raises:
+        UnsupportedTargetError: They may not read their thread pointer.
+    """
+    if not hwcap2 & _HWCAP2_FSGSBASE:
+        raise UnsupportedTargetError(
+            "this kernel does not let programs read their thread pointer (FSGSBASE)",
+            reason="KERNEL_TOO_OLD",
+            hint="Linux 5.9 or newer is needed, on a processor with FSGSBASE",
+        )
+
+
 def check_attachable(pid: int) -> None:
     """Refuse processes that cannot be attached, each with its reason.
 
@@ -129,12 +146,7 @@ def check_attachable(pid: int) -> None:
         UnsupportedTargetError: This kind of process cannot be traced.
         NoSuchProcessError: It is gone.
     """
-    if not _LIBC.getauxval(_AT_HWCAP2) & _HWCAP2_FSGSBASE:
-        raise UnsupportedTargetError(
-            "this kernel does not let programs read their thread pointer (FSGSBASE)",
-            reason="KERNEL_TOO_OLD",
-            hint="Linux 5.9 or newer is needed",
-        )
+    check_machine(_LIBC.getauxval(_AT_HWCAP2))
     reason = attachability(pid)
     if reason is None:
         return
