@@ -227,7 +227,7 @@ class Annex:
     # who may look (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE).
     def _find_ring_file(self) -> int:
         start, end = self._ring_base, self._ring_base + self.ring_options.total_bytes
-        link = f"/proc/{self.memory.pid}/map_files/{start:x}-{end:x}"
+        link = f"{proc_directory(self.memory.pid)}/map_files/{start:x}-{end:x}"
         try:
             fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
         except OSError:

@@ -306,7 +306,8 @@ def _adopt(
     program = Program(memory, images)
     program.refresh()
     architecture = native_architecture()
-    caller = RemoteCaller(memory)
+    caller = RemoteCaller(memory, filter_watch(memory.pid))
+    caller.filters.check()
     annex = Annex(memory, caller, X86_64, architecture, RingOptions(0, 0))
     manifest = annex.take_over(found, _identity(process))
     if manifest is None:

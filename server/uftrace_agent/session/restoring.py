@@ -8,11 +8,12 @@ from typing import Final
 
 from uftrace_agent.engine.journal_entry import Phase
 from uftrace_agent.engine.manifest import find_manifests
-from uftrace_agent.errors import AlreadyHeldError, NoSuchProcessError
+from uftrace_agent.errors import AlreadyHeldError, NoSuchProcessError, TargetGoneError
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.identity import ProcessId, resolve
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
+from uftrace_agent.process.threads import proc_directory
 from uftrace_agent.session.attaching import check_attachable, claim_process
 from uftrace_agent.session.leftovers import agent_is_alive, restore_leftovers
 
@@ -25,9 +26,9 @@ def instrumented_processes() -> list[ProcessId]:
     found = []
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
         try:
-            if _MARK in Path(f"/proc/{pid}/maps").read_bytes():
+            if _MARK in Path(proc_directory(pid), "maps").read_bytes():
                 found.append(resolve(ProcessId(pid)))
-        except (OSError, NoSuchProcessError):
+        except (OSError, NoSuchProcessError, TargetGoneError):
             continue  # it ended meanwhile, or is not ours to look at
     return found
 
