@@ -4,8 +4,9 @@ Each round is a fork of it, so that nothing has to be imported or read again:
 
     round [N]  -> attached RESTORED     a fork has attached; with N it is killed at the
                                         N-th step of attaching, and there is no answer
-    go N       -> finished STEPS        it has patched and unpatched everything; with N > 0
-                                        it is killed at the N-th step of that
+    go N M     -> finished STEPS        it has patched, unpatched and left; with N > 0 it is
+                                        killed at the N-th step of patching and unpatching,
+                                        with M > 0 at the M-th of leaving
                -> ended SIGNAL          the fork is gone (0: it has left in order)
 
 A step is a moment before or after a call that changes or stops the target (kill_at.c).
@@ -82,14 +83,15 @@ class Rounds:
         self._kill_at(0)
         say(f"attached {attachment.restored_sites}")
         functions = self._select(attachment.program)
-        _, number = hear()
+        _, number, leave_number = hear()
         self._kill_at(int(number))
         self._toggle(attachment.engine, functions)
         steps = self._steps_made()
-        self._kill_at(0)
+        self._kill_at(int(leave_number))
         attachment.engine.leave(DEADLINE_NS)
         attachment.manifest.release()
         attachment.close()
+        self._kill_at(0)
         say(f"finished {steps}")
 
     def _toggle(self, engine: PatchEngine, functions: Sequence[ProgramFunction]) -> None:

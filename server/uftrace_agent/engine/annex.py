@@ -174,13 +174,16 @@ class Annex:
                 reason="TSC_FORBIDDEN",
                 hint="prctl(PR_SET_TSC, PR_TSC_SIGSEGV): a probe would kill it (H89)",
             )
+        self.memory.write(self.thunks, self._thunk_array())
+        # Last: what has a journal is whole, and can be taken over (H86).
         manifest = Manifest(self.memory, self.data.manifest, identity)
         manifest.create()
-        thunks = self._architecture.thunk_array(
+        return manifest
+
+    def _thunk_array(self) -> bytes:
+        return self._architecture.thunk_array(
             self.thunks, self.runtime_address("uf_exit"), self.data.slots
         )
-        self.memory.write(self.thunks, thunks)
-        return manifest
 
     def take_over(
         self, found: FoundManifest, identity: Identity, rings: RingOptions | None = None
@@ -213,7 +216,9 @@ class Annex:
         tid_offset = parameter("TID_OFFSET")
         self.tid_offset = tid_offset - (tid_offset >> 63 << 64)
         self.ring_options = RingOptions(parameter("RING_BYTES"), parameter("RING_COUNT"))
-        if self._code() == code and rings in (None, self.ring_options):
+        array = self._thunk_array()
+        is_whole = self._code() == code and self.memory.read_some(thunks, len(array)) == array
+        if is_whole and rings in (None, self.ring_options):
             self.ring_fd = self._find_ring_file()
         if self.ring_fd < 0:
             self.data, self.thunks, self._ring_base, self.tid_offset, self.ring_options = before

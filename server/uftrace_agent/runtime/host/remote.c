@@ -24,6 +24,8 @@
 #if defined(__x86_64__)
 
 #define XSTATE_MAX 16384
+/* Neither SS_ONSTACK nor SS_DISABLE nor any of SS_FLAG_BITS. */
+#define NO_MODE 0x10
 /* Offset of the software-reserved bytes in the legacy FXSAVE area. */
 #define SW_RESERVED 464
 
@@ -126,7 +128,10 @@ static int build_frame(struct work *w, struct frame *frame)
 	frame->chain[2] = w->remote->restorer ? w->remote->restorer : w->remote->gadget;
 	w->stack_at = w->frame_at + (w->remote->restorer ? 16 : 0);
 	frame->uc.flags = 1 | 2 | 4; /* UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS */
-	frame->uc.stack.flags = SS_DISABLE;
+	/* Until the first call has put the real one there, an alternate stack that is
+	 * none: sigreturn then leaves the thread's as it is (kernel/signal.c,
+	 * restore_altstack; H76). */
+	frame->uc.stack.flags = NO_MODE;
 	frame->uc.mc.r8 = r.r8;
 	frame->uc.mc.r9 = r.r9;
 	frame->uc.mc.r10 = r.r10;
