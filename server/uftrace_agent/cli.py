@@ -140,7 +140,12 @@ def restore(pid: tuple[int, ...], everywhere: bool) -> None:
     Exit codes: 0 all is as it was; 1 some process could not be restored.
     """
     set_up_logging("console", "error")
-    from uftrace_agent.errors import AgentError, AlreadyHeldError
+    from uftrace_agent.errors import (
+        AgentError,
+        AlreadyHeldError,
+        NoSuchProcessError,
+        TargetGoneError,
+    )
     from uftrace_agent.process.identity import ProcessId, resolve
     from uftrace_agent.session.restoring import (
         instrumented_processes,
@@ -157,7 +162,10 @@ def restore(pid: tuple[int, ...], everywhere: bool) -> None:
             named = resolve(process)
             restored = restore_orphan(named) if everywhere else restore_process(named)
         except AgentError as error:
-            # Of all processes, those that are traced right now are not meant.
+            # Of all processes, those that are traced right now are not meant, nor those
+            # that have ended since they were listed.
+            if everywhere and isinstance(error, (NoSuchProcessError, TargetGoneError)):
+                continue
             failed |= not (everywhere and isinstance(error, AlreadyHeldError))
             hint = f" ({error.hint})" if error.hint else ""
             click.echo(f"process {process.pid}: {error.message}{hint}", err=True)

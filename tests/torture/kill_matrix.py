@@ -31,6 +31,9 @@ from uftrace_agent.session.restoring import restore_process
 MOST_STEPS = 3000
 
 
+WRITERS = ("auto", "byte", "trap", "stop")
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of target.
@@ -38,6 +41,8 @@ class Kind:
     Attributes:
         what: What its threads do.
         blocks: They make no progress by themselves.
+        writers: Those that it is worth trying with.
+        leaves: Whether the agent is killed while it leaves too.
     """
 
     program: str
@@ -46,11 +51,32 @@ class Kind:
     what: str
     arguments: tuple[str, ...] = ()
     blocks: bool = False
+    writers: tuple[str, ...] = WRITERS
+    leaves: bool = True
 
 
+# Who dies while all threads are stopped leaves it to the kernel to wake them: calls such
+# as epoll_wait end with EINTR then, as they do after SIGSTOP and SIGCONT (signal(7)). So
+# those that wait in them are tried with what stops nobody.
 KINDS = (
-    Kind("steady", "gcc-O2", ("*",), "spin with all registers in use (AVX, x87, masks)"),
-    Kind("blocked", "gcc-O2", ("*",), "wait in a dozen system calls", blocks=True),
+    Kind(
+        "steady",
+        "gcc-O2",
+        ("*",),
+        "spin with all registers in use (AVX, x87, masks)",
+        (),
+        False,
+        ("auto", "byte", "stop"),
+    ),
+    Kind(
+        "blocked",
+        "gcc-O2",
+        ("*",),
+        "wait in a dozen system calls",
+        blocks=True,
+        writers=("byte",),
+        leaves=False,
+    ),
     Kind("signals", "gcc-O2", ("*",), "handle timers and storms of signals"),
     Kind("forker", "gcc-O2", ("*",), "fork and wait"),
     Kind("threads_churn", "gcc-O2", ("*",), "are born and end"),
@@ -58,7 +84,6 @@ KINDS = (
     Kind("kinds", "xray-bare", ("kind_*",), "call XRay's sleds", ("1",)),
     Kind("busy8", "gcc-O2", ("*",), "call ordinary functions, eight of them"),
 )
-WRITERS = ("auto", "byte", "trap", "stop")
 
 
 @dataclass
@@ -136,7 +161,8 @@ def run_cell(shim: Path, kind: Kind, writer: str, stride: int) -> Cell:
         with driving(shim, target.pid, writer, "any", *kind.patterns) as driver:
             cell.attach = killed_at_each_step(driver.attach_and_die, checked, stride)
             cell.toggle = killed_at_each_step(lambda n: _toggle(driver, n), checked, stride)
-            cell.leave = killed_at_each_step(lambda n: _leave(driver, n), checked, stride)
+            if kind.leaves:
+                cell.leave = killed_at_each_step(lambda n: _leave(driver, n), checked, stride)
         assert_text_unchanged(target.pid)
         if kind.blocks:
             target.command("poke")
@@ -171,7 +197,7 @@ def main() -> int:
         for kind in KINDS:
             if arguments.targets and kind.program not in arguments.targets:
                 continue
-            for writer in arguments.writers:
+            for writer in [w for w in kind.writers if w in arguments.writers]:
                 cells.append(run_cell(shim, kind, writer, arguments.stride))
                 print(cells[-1].row(), flush=True)
     kills = sum(cell.kills for cell in cells)

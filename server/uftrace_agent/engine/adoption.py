@@ -47,7 +47,7 @@ def inherit(found: FoundManifest, find: FindFunction, owner: str) -> Inheritance
     inheritance = Inheritance(next_id=next_id(found))
     by_function: dict[int, list[tuple[int, Entry]]] = {}
     for row, entry in sorted(zip(found.rows, found.entries, strict=True), key=lambda pair: pair[0]):
-        if entry.phase is Phase.FREE:
+        if not entry.may_be_changed:
             continue
         if entry.phase is Phase.PARKED:
             inheritance.parked[row] = (entry.plan(), entry.function_id)

@@ -16,12 +16,14 @@ import fcntl
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
+from uftrace_agent.engine.annex_places import DataPlaces, RingOptions
 from uftrace_agent.engine.architecture import Architecture
+from uftrace_agent.engine.journal_entry import Entry
 from uftrace_agent.engine.layout import CodeLayout, PendingMap
-from uftrace_agent.engine.manifest import MANIFEST_BYTES, FoundManifest, Identity, Manifest
+from uftrace_agent.engine.manifest import FoundManifest, Identity, Manifest
 from uftrace_agent.engine.needed_calls import PRIVATE_MAPPING, RING_FILE, RING_MAPPING
 from uftrace_agent.engine.site import CodeWrite
 from uftrace_agent.errors import (
@@ -47,13 +49,9 @@ from uftrace_agent.process.system_calls import (
 from uftrace_agent.process.threads import proc_directory
 from uftrace_agent.runtime.blob import load_blob
 from uftrace_agent.runtime.layout import (
-    CALL_TABLE_BYTES,
-    DIRECTORY_BYTES,
     PARAM_BYTES,
-    RING_HEADER_BYTES,
     SLOT_TABLE_BYTES,
     THUNK_SPAN,
-    TRAP_TABLE_BYTES,
     define,
 )
 
@@ -62,47 +60,6 @@ _F_ADD_SEALS: Final = 1033
 _THUNK_ALIGNMENT: Final = 4096
 _TRIES: Final = 3
 _CALLS_AT_ONCE: Final = 512
-
-
-@dataclass(frozen=True, slots=True)
-class RingOptions:
-    """Bytes of one thread's ring (a power of two), and how many rings. Ring 0 is shared."""
-
-    ring_bytes: int
-    ring_count: int
-
-    @property
-    def data_offset(self) -> int:
-        """Where ring data begin in the shared file, after all headers."""
-        return -(-self.ring_count * RING_HEADER_BYTES // PAGE) * PAGE
-
-    @property
-    def total_bytes(self) -> int:
-        """Size of the shared file."""
-        return self.data_offset + self.ring_count * self.ring_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DataPlaces:
-    """Live addresses of the annex's data."""
-
-    manifest: int
-    control: int
-    directory: int
-    slots: int
-    traps: int
-    calls: int
-    end: int
-
-    @staticmethod
-    def at(base: int) -> DataPlaces:
-        """All places, from that of the manifest."""
-        control = base + MANIFEST_BYTES
-        directory = control + PAGE
-        slots = directory + DIRECTORY_BYTES
-        traps = slots + SLOT_TABLE_BYTES
-        calls = traps + TRAP_TABLE_BYTES
-        return DataPlaces(base, control, directory, slots, traps, calls, calls + CALL_TABLE_BYTES)
 
 
 class Annex:
@@ -123,6 +80,7 @@ class Annex:
         self._blob = load_blob(architecture.name)
         self.ring_options = rings
         self.ring_fd = -1
+        self._manifest: Manifest | None = None
         self.tid_offset = -1
         self.thunks = 0
         self.data = DataPlaces.at(0)
@@ -178,6 +136,7 @@ class Annex:
         # Last: what has a journal is whole, and can be taken over (H86).
         manifest = Manifest(self.memory, self.data.manifest, identity)
         manifest.create()
+        self._manifest = manifest
         return manifest
 
     def _thunk_array(self) -> bytes:
@@ -225,8 +184,9 @@ class Annex:
             return None
         self.caller.use_batches(BatchPlace(self.runtime_address("uf_calls"), self.data.calls))
         self._find_code(home, found)
-        self.adopt_landings(entry.landing for entry in found.entries)
-        return Manifest.of_found(self.memory, found, replace(identity, thunks=thunks))
+        self.adopt_memory(entry.memory() for entry in found.entries)
+        self._manifest = Manifest.of_found(self.memory, found, replace(identity, thunks=thunks))
+        return self._manifest
 
     # The process has closed its descriptor; the mapping leads to the file too, for those
     # who may look (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE).
@@ -392,16 +352,21 @@ class Annex:
 
     # -- code --------------------------------------------------------------
 
-    def adopt_landings(self, landings: Iterable[int]) -> None:
-        """Use the landing pages that an earlier agent left: the addresses that
-        punned jumps can reach are few."""
+    def adopt_memory(self, memory: Iterable[tuple[int, int]]) -> None:
+        """Use the landing pages that an earlier agent left: the addresses that punned
+        jumps can reach are few. (begin, size) of what it mapped, or meant to."""
         ours = [
             mapping
             for mapping in read_mappings(self.memory.pid)
             if mapping.flags == "r-xp" and not mapping.inode and not mapping.name
         ]
         starts = [mapping.start for mapping in ours]
-        for page in sorted({landing // PAGE * PAGE for landing in landings}):
+        pages = {
+            page
+            for start, size in memory
+            for page in range(start // PAGE * PAGE, start + size, PAGE)
+        }
+        for page in sorted(pages):
             index = bisect.bisect_right(starts, page) - 1
             if index >= 0 and page < ours[index].end:
                 self.layout.adopt_page(page)
@@ -409,6 +374,11 @@ class Annex:
     def map_pending(self) -> list[PendingMap]:
         """Map what the layout's plans need; what could not be mapped is returned."""
         pending = self.layout.pending()
+        # Before it is mapped: an agent that comes after a crash finds what is free.
+        if pending and self._manifest is not None:
+            first = self._manifest.reserve(len(pending))
+            entries = [Entry.of_memory(m.start, m.size) for m in pending if m.region is None]
+            self._manifest.write(list(enumerate(entries, first)))
         failed: list[PendingMap] = []
         for start in range(0, len(pending), _CALLS_AT_ONCE):
             batch = pending[start : start + _CALLS_AT_ONCE]

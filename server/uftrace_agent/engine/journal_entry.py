@@ -35,6 +35,8 @@ class Phase(IntEnum):
     RESTORING = 3
     # The head is as it was; the tail, which nothing leads to, is not yet.
     PARKED = 4
+    # No site: code memory that was, or was about to be, mapped.
+    MAPPED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,23 @@ class Entry:
         """The entry of a planned site of a function with so many of them."""
         facts = SiteFacts.of(plan, sites, entry_only)
         return Entry(phase, plan.form, function_id, plan.head, plan.tail, plan.landing, facts)
+
+    @staticmethod
+    def of_memory(start: int, size: int) -> Entry:
+        """The entry of code memory that is about to be mapped."""
+        facts = SiteFacts(function=size)
+        return Entry(Phase.MAPPED, Form.PUN, 0, Patch(start, b"", b""), None, 0, facts)
+
+    @property
+    def may_be_changed(self) -> bool:
+        """Whether it is about a site that may not be as in the file."""
+        return self.phase not in (Phase.FREE, Phase.MAPPED)
+
+    def memory(self) -> tuple[int, int]:
+        """Begin and size of the code memory that it is about; of a landing, its first byte."""
+        if self.phase is Phase.MAPPED:
+            return self.head.address, self.facts.function
+        return self.landing, 1
 
     def plan(self) -> SitePlan:
         """The plan, as far as an agent that did not make it needs it: without the code

@@ -103,7 +103,10 @@ class Manifest:
         manifest = cls(memory, found.address, identity)
         manifest._in_use = max((row + 1 for row in found.rows), default=0)
         manifest.session = found.session
-        manifest.hold()
+        if any(entry.may_be_changed for entry in found.entries):
+            manifest.hold()
+        else:
+            manifest._forget_sites(found)
         return manifest
 
     def begin_session(self, session: SessionRecord) -> None:
@@ -175,8 +178,22 @@ class Manifest:
 
     def free(self, rows: Sequence[int], entries: Sequence[Entry]) -> None:
         """Say of entries that their sites are as they were."""
-        freed = [replace(entry, phase=Phase.FREE) for entry in entries]
-        self.write(list(zip(rows, freed, strict=True)))
+        self.write(
+            [
+                (row, replace(entry, phase=Phase.FREE))
+                for row, entry in zip(rows, entries, strict=True)
+                if entry.may_be_changed
+            ]
+        )
+
+    def _forget_sites(self, found: FoundManifest) -> None:
+        """Keep only where there is code memory: nothing is patched."""
+        memory = sorted({entry.memory() for entry in found.entries} - {(0, 1)})
+        self._in_use = 0
+        self._write_header()
+        first = self.reserve(len(memory))
+        entries = [Entry.of_memory(start, size) for start, size in memory]
+        self.write(list(enumerate(entries, first)))
 
     def disown(self, found: FoundManifest) -> None:
         """Say that no site is patched and no agent holds the process any more."""

@@ -128,6 +128,15 @@ def remote_call_candidates(pid: int) -> list[ThreadState]:
     return sorted(usable, key=_suitability)
 
 
+def calm_threads(pid: int, most: int) -> list[int]:
+    """Up to `most` threads that may be looked at and will not notice, if the agent dies
+    in the middle of it: not those whose calls end with EINTR by a stop, if there are others.
+    """
+    found = remote_call_candidates(pid)
+    calm = [thread for thread in found if thread.call not in _NOT_RESTARTED]
+    return [thread.tid for thread in (calm or found[:1])[:most]]
+
+
 def _is_idle(thread: ThreadState) -> bool:
     if thread.call == _READ:
         try:

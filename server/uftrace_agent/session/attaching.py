@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from uftrace_agent.engine.adoption import inherit, next_id
-from uftrace_agent.engine.annex import Annex, RingOptions
+from uftrace_agent.engine.annex import Annex
+from uftrace_agent.engine.annex_places import RingOptions
 from uftrace_agent.engine.manifest import FoundManifest, Identity, Manifest, find_manifests
 from uftrace_agent.engine.native import native_architecture
 from uftrace_agent.engine.needed_calls import filter_watch
@@ -34,7 +35,7 @@ from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.remote_calls import RemoteCaller
 from uftrace_agent.process.system_calls import X86_64
 from uftrace_agent.process.thread_numbers import own_number
-from uftrace_agent.process.threads import status_field, thread_ids
+from uftrace_agent.process.threads import calm_threads, status_field
 from uftrace_agent.runtime.host_library import CLook, library
 from uftrace_agent.session.leftovers import (
     check_not_held,
@@ -241,7 +242,7 @@ def _old_or_new(
         if manifest is not None:
             return manifest
     manifest = annex.create(identity, find_tid_offset(annex.memory))
-    annex.adopt_landings(entry.landing for found in leftovers for entry in found.entries)
+    annex.adopt_memory(entry.memory() for found in leftovers for entry in found.entries)
     return manifest
 
 
@@ -366,7 +367,7 @@ def find_tid_offset(memory: ProcessMemory) -> int:
         -1 where they are not: each record costs a system call then.
     """
     candidates: set[int] | None = None
-    for tid in thread_ids(memory.pid)[:_THREADS_LOOKED_AT]:
+    for tid in calm_threads(memory.pid, _THREADS_LOOKED_AT):
         look = CLook(pid=memory.pid, tid=tid, deadline_nanos=1_000_000_000)
         if library().uh_look(ctypes.byref(look)):
             continue

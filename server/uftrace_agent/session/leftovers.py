@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from uftrace_agent.engine.annex import DataPlaces
-from uftrace_agent.engine.journal_entry import Entry, Phase
+from uftrace_agent.engine.annex_places import DataPlaces
+from uftrace_agent.engine.journal_entry import Entry
 from uftrace_agent.engine.manifest import FoundManifest, Manifest
 from uftrace_agent.engine.needed_calls import filter_watch
 from uftrace_agent.engine.report import DEFAULT_STOP_DEADLINE_NS
@@ -78,7 +78,7 @@ def restore(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> int:
     Raises:
         BusyTargetError: The threads did not stop in time; nothing was changed.
     """
-    patched = [entry for entry in found.entries if entry.phase is not Phase.FREE]
+    patched = [entry for entry in found.entries if entry.may_be_changed]
     memory.write(DataPlaces.at(found.address).control, bytes(4))
     if patched:
         restore_sites(memory, found, patched, pauses)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Final
 
-from uftrace_agent.engine.journal_entry import Phase
 from uftrace_agent.engine.manifest import find_manifests
 from uftrace_agent.errors import AlreadyHeldError, NoSuchProcessError, TargetGoneError
 from uftrace_agent.process.address_space import read_mappings
@@ -41,7 +40,7 @@ def patched_sites(process: ProcessId) -> int:
     """
     with ProcessMemory(process.pid) as memory:
         return sum(
-            entry.phase is not Phase.FREE
+            entry.may_be_changed
             for found in find_manifests(memory, read_mappings(memory.pid))
             for entry in found.entries
         )

@@ -79,6 +79,7 @@ struct work {
 static int build_frame(struct work *w, struct frame *frame)
 {
 	struct user_regs_struct r = w->original.user;
+	struct uh_registers again = w->original;
 	struct software_bytes *sw = (void *)(w->xstate + SW_RESERVED);
 	/* A multiple of 8, with room for the magic word behind it. */
 	struct iovec io = { w->xstate, sizeof w->xstate - 8 };
@@ -102,9 +103,15 @@ static int build_frame(struct work *w, struct frame *frame)
 			r.rip -= 2;
 			break;
 		case -516: /* ERESTART_RESTARTBLOCK: its block is gone after sigreturn */
-			r.rax = -EINTR;
+			uh_reenter_call(&again);
+			r = again.user;
 			break;
 		}
+	}
+	/* Only if we die: it waits anew, and no EINTR shows (H69). */
+	if (uh_call_was_interrupted(&w->original)) {
+		uh_reenter_call(&again);
+		r = again.user;
 	}
 	top = w->remote->frame_top ? w->remote->frame_top : r.rsp - 128; /* red zone */
 	fp_at = (top - w->xstate_size - 64) & ~63ull;
