@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged
 from tests.support.waiting import wait_until
 from tests.targets.build import build
+from tests.unit.test_listing import elf32_that_pauses
 from uftrace_remote import NoSuchFunctionError, SyncAgentClient, UnsupportedTargetError
 from uftrace_remote.enums import PatchStatus, PatchWriter, RefusalReason
 from uftrace_remote.errors import ResourceExhaustedError
@@ -70,6 +72,38 @@ def test_h25_code_that_was_copied_to_anonymous_memory(client: SyncAgentClient) -
         patch(client, session_id, ["libc*!getpid"])
         client.detach(session_id)
         recorder.finish()
+
+
+# In a file system that has files in huge pages; it is gone with the program.
+_IN_HUGE_PAGES = (
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    'mount -t tmpfs -o huge=always none "$1" && cp "$0" "$1" && exec "$1/hugetext"',
+)
+
+
+def test_h25_code_in_huge_pages(client: SyncAgentClient, tmp_path: Path) -> None:
+    with TargetProcess(build("hugetext"), str(tmp_path), wrapper=_IN_HUGE_PAGES) as target:
+        assert _huge_code(target.pid) > 0
+        _trace(client, target)
+        assert_text_unchanged(target.pid)
+        assert_not_traced(target.pid)
+        target.wait_iterations(10)
+        target.quit()
+
+
+def _huge_code(pid: int) -> int:
+    """KiB of code in huge pages."""
+    total, is_code = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        fields = line.split()
+        if "-" in fields[0]:
+            is_code = fields[1] == "r-xp"
+        elif is_code and fields[0] == "ShmemPmdMapped:":
+            total += int(fields[1])
+    return total
 
 
 def test_h26_shared_code_is_refused(client: SyncAgentClient) -> None:
@@ -145,3 +179,18 @@ def test_h84_a_static_program_of_musl(client: SyncAgentClient) -> None:
             wait_until(lambda: recorder.recording.records > 100)
             client.detach(session_id)
         recorder.finish()
+
+
+def test_h36_a_32_bit_program(client: SyncAgentClient, tmp_path: Path) -> None:
+    program = tmp_path / "pause32"
+    program.write_bytes(elf32_that_pauses())
+    program.chmod(0o755)
+    with subprocess.Popen([program]) as process:
+        wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "pause32\n")
+        maps = _maps(process.pid)
+        with pytest.raises(UnsupportedTargetError) as caught:
+            client.attach(ProcessRef(process.pid))
+        assert caught.value.reason == "PROCESS_32BIT"
+        assert _maps(process.pid) == maps
+        assert process.poll() is None
+        process.kill()

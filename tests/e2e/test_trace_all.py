@@ -24,7 +24,7 @@ ITERATIONS = 20
 PROGRAM_CASES = [
     (name, "gcc-O2" if "gcc-O2" in program.variants else program.variants[0])
     for name, program in PROGRAMS.items()
-    if name not in ("pyhost", "many", "blocked", "jailed", "oddtext")
+    if name not in ("pyhost", "many", "blocked", "jailed", "oddtext", "hugetext")
 ]
 EXCEPTION_VARIANTS = ("gcc-O0", "clang-O2", "static", "static-pie", "stripped")
 BUSY_VARIANTS = ("musl", "pg", "fentry", "fentry-nop", "clang-pfe5", "cet")

@@ -202,7 +202,10 @@ PROGRAMS: dict[str, Program] = {
     "crash": Program(("crash.c",)),
     "exec": Program(("exec.c",)),
     "jailed": Program(("jailed.c",), (DEFAULT, "static")),
-    "oddtext": Program(("oddtext.c",), ("gcc-O2", "musl")),
+    "oddtext": Program(("oddtext.c",), (DEFAULT, "musl")),
+    "hugetext": Program(
+        ("oddtext.c", "hugetext.S"), (DEFAULT,), link=("-Wl,-z,max-page-size=0x200000",)
+    ),
     "many": Program(("gen_many.py",), generated=("10000",)),
     "rusty": Program(("rusty.rs",), RUST),
     "pyhost": Program(
