@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.support import patch, recording
 from tests.support import bpf
 from tests.support.target_process import TargetProcess
@@ -41,17 +43,20 @@ class Contained(TargetProcess):
         return self.inner
 
 
-def _container(folder: Path, filters: Sequence[bytes]) -> Contained:
+def _container(folder: Path, filters: Sequence[bytes], *options: str) -> Contained:
     shutil.copy(build("jailed", "static"), folder / "jailed")
     names = []
     for index, program in enumerate(filters):
         (folder / f"filter{index}").write_bytes(program)
         names.append(f"/filter{index}")
-    return Contained(Path("/jailed"), *names, wrapper=(*_UNSHARE, f"--root={folder}"))
+    return Contained(Path("/jailed"), *names, wrapper=(*_UNSHARE, *options, f"--root={folder}"))
 
 
-def test_h82_h60_a_container(client: SyncAgentClient, tmp_path: Path) -> None:
-    with _container(tmp_path, [bpf.docker_like()]) as target:
+@pytest.mark.parametrize("options", [(), ("--user", "--map-root-user")], ids=["root", "rootless"])
+def test_h82_h60_a_container(
+    client: SyncAgentClient, tmp_path: Path, options: Sequence[str]
+) -> None:
+    with _container(tmp_path, [bpf.docker_like()], *options) as target:
         with recording(client, target.pid, keep=True) as (session_id, recorder):
             for writer in (PatchWriter.AUTO, PatchWriter.STOP):
                 patch(client, session_id, ["leaf", "chain"], PatchOptions(writer=writer))

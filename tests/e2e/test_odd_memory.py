@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,29 @@ def test_h91_code_that_may_not_be_read(client: SyncAgentClient) -> None:
     with _unharmed("xonly") as target:
         assert " --xp " in _maps(target.pid)
         _trace(client, target)
+
+
+def test_h78_a_process_that_is_not_dumpable(client: SyncAgentClient) -> None:
+    """Its memory is for the eyes of privileged agents alone."""
+    with _unharmed("hidden") as target:
+        _trace(client, target)
+
+
+def test_h24_a_program_that_was_replaced_while_it_runs(
+    client: SyncAgentClient, tmp_path: Path
+) -> None:
+    """As by an update: another file has its name now, and other code at these addresses."""
+    binary = tmp_path / "oddtext"
+    shutil.copy(build("oddtext"), binary)
+    with TargetProcess(binary) as target:
+        shutil.copy(build("busy8"), tmp_path / "new")
+        (tmp_path / "new").rename(binary)
+        _trace(client, target)
+        assert_text_unchanged(target.pid)
+        binary.unlink()
+        _trace(client, target)
+        assert_text_unchanged(target.pid)
+        target.quit()
 
 
 @pytest.mark.parametrize("state", ["sealed", "locked"])

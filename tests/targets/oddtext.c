@@ -7,6 +7,7 @@
  *   anonymous  its code is a copy in anonymous memory, in huge pages where there are some
  *   shared     its code is mapped shared with its file
  *   notsc      it may not read the tick counter
+ *   hidden     it is not dumpable, as programs that hold secrets are
  *   N          it may have N bytes of address space more; also the command space N
  *   maps       it has as many mappings as the kernel allows; also a command, and
  *   unmaps     the end of that
@@ -162,6 +163,8 @@ static void enter(const char *state)
 		make_shared();
 	else if (!strcmp(state, "notsc"))
 		REQUIRE("prctl", !prctl(PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0));
+	else if (!strcmp(state, "hidden"))
+		REQUIRE("prctl", !prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
 	else if (!strcmp(state, "maps"))
 		fill_maps();
 	else
