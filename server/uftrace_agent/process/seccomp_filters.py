@@ -16,7 +16,7 @@ from typing import Final
 from uftrace_agent.errors import AgentError, TargetGoneError, UnsupportedTargetError
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.seccomp import Denial, FilteredCall, MalformedFilterError, denials
-from uftrace_agent.process.threads import thread_ids
+from uftrace_agent.process.threads import status_field, thread_ids
 from uftrace_agent.runtime.host_library import CFilters, error_for, library
 
 # MAX_INSNS_PER_PATH of kernel/seccomp.c: of all filters of a thread, each of which
@@ -28,6 +28,8 @@ _DEADLINE_NS: Final = 2_000_000_000
 _STRICT: Final = "1"
 _FILTERED: Final = "2"
 _NAMED_AT_MOST: Final = 4
+# Field 22 of proc(5), behind the command's name and the state.
+_START_TIME: Final = 22 - 4
 
 
 def read_filters(pid: int, tid: int, pauses: Pauses) -> list[bytes]:
@@ -137,18 +139,31 @@ class FilterWatch:
             raise self._denied(tid, denied)
         self._good[tid] = state
 
+    # The mode, and what tells one state of the thread from another; most processes
+    # have no filters, and are asked for no more than that.
     def _state(self, tid: int) -> tuple[str, tuple[str, str]]:
-        base = Path(f"/proc/{self._pid}/task/{tid}")
+        mode = self._field(tid, "Seccomp")
+        if mode != _FILTERED:
+            return mode, ("", "")
         try:
-            status = base.joinpath("status").read_text(errors="replace")
-            stat = base.joinpath("stat").read_text(errors="replace")
+            stat = Path(f"/proc/{self._pid}/task/{tid}/stat").read_text(errors="replace")
         except (FileNotFoundError, ProcessLookupError) as error:
-            raise TargetGoneError(f"thread {tid} of process {self._pid} is gone") from error
-        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-        rest = stat.rpartition(")")[2].split()
-        ended = rest[0] in ("Z", "X")
-        mode = "0" if ended else fields.get("Seccomp", "0")
-        return mode, (rest[22 - 3], fields.get("Seccomp_filters", ""))
+            raise self._ended(tid) from error
+        letter, *rest = stat.rpartition(")")[2].split()
+        if letter in ("Z", "X"):
+            raise self._ended(tid)
+        return mode, (rest[_START_TIME], self._field(tid, "Seccomp_filters"))
+
+    def _field(self, tid: int, name: str) -> str:
+        value = status_field(self._pid, name, tid)
+        if value is None:
+            if status_field(self._pid, "State", tid) is None:
+                raise self._ended(tid)
+            return ""  # a kernel without seccomp
+        return value
+
+    def _ended(self, tid: int) -> TargetGoneError:
+        return TargetGoneError(f"thread {tid} of process {self._pid} is gone")
 
     def _denied(self, tid: int, denied: Sequence[Denial]) -> AgentError:
         names = [f"{each.call.name} ({each.action.name})" for each in denied]
