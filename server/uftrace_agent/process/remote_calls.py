@@ -26,7 +26,7 @@ from uftrace_agent.process.address_space import (
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.seccomp_filters import FilterWatch
-from uftrace_agent.process.threads import ThreadState, remote_call_candidates
+from uftrace_agent.process.threads import ThreadState, has_ended, remote_call_candidates
 from uftrace_agent.runtime.host_library import CCall, CLook, CRemote, error_for, library
 from uftrace_agent.runtime.layout import define
 
@@ -141,6 +141,10 @@ class RemoteCaller:
                         f"injected calls: {os.strerror(-code)}"
                     )
                 failure = error_for(code, self._pid, "preparing a remote call")
+                # The kernel says so of a thread that is ending, too (kernel/ptrace.c,
+                # ptrace_attach).
+                if code == -errno.EPERM and has_ended(self._pid, thread.tid):
+                    continue
                 if -code not in (errno.EAGAIN, errno.ENOSPC, errno.ESRCH, errno.ETIMEDOUT):
                     self._memory.read(self._gadget, 1)  # an exec takes the memory away (H63)
                     raise failure

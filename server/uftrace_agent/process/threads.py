@@ -113,6 +113,12 @@ def thread_state(pid: int, tid: int) -> ThreadState | None:
     )
 
 
+def has_ended(pid: int, tid: int) -> bool:
+    """Whether the thread is gone, or is about to go and runs no code any more."""
+    state = thread_state(pid, tid)
+    return state is None or state.state in _ENDED
+
+
 def thread_name(pid: int, tid: int) -> str:
     """The name a thread gave itself; empty where it has ended."""
     try:
