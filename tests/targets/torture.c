@@ -3,10 +3,12 @@
  * Threads that call sites of every form in tight loops, and check all that each
  * call leaves against a twin of the function that is never traced.
  *
- *   torture threads=N [hz=N] [churn=N] [trap=1] [mask=1]
+ *   torture threads=N [hz=N] [churn=N] [turns=N] [trap=1] [mask=1]
  *     hz     SIGPROF so often a second, over all threads that run; its handler calls
  *            sites too
  *     churn  so many threads at a time that live for some sweeps only
+ *     turns  a thread lets others run after so many sites, for more threads than
+ *            processors
  *     trap   a handler of SIGTRAP of its own, and SIGTRAPs sent to itself
  *     mask   the handler of SIGPROF runs with SIGTRAP blocked
  *
@@ -85,7 +87,11 @@ FORMS(DECLARE)
 		return got * 5 + n; \
 	}
 #define TWICE(n) SHAPES(compiled_, n) SHAPES(same_, n)
-#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define TEN(X, n) X(n##0) X(n##1) X(n##2) X(n##3) X(n##4) X(n##5) X(n##6) X(n##7) X(n##8) X(n##9)
+/* From 100 on: the numbers are read as decimal ones, too. */
+#define EACH(X) \
+	TEN(X, 10) TEN(X, 11) TEN(X, 12) TEN(X, 13) TEN(X, 14) \
+	TEN(X, 15) TEN(X, 16) TEN(X, 17) TEN(X, 18) TEN(X, 19)
 EACH(TWICE)
 
 typedef unsigned long shape(unsigned long, unsigned long, double);
@@ -95,13 +101,19 @@ typedef unsigned long shape(unsigned long, unsigned long, double);
 static const struct site compiled[] = { EACH(ROWS) };
 
 #define ROW(form) { #form, torture_##form, torture_##form##_end },
-static const struct form forms[] = { FORMS(ROW) { "compiled", compiled, compiled + sizeof compiled / sizeof *compiled } };
-enum { FORM_COUNT = sizeof forms / sizeof *forms, COMPILED = FORM_COUNT - 1 };
+/* "any": the tables of all forms up to the plain one's lie one behind the other. */
+static const struct form forms[] = {
+	FORMS(ROW)
+	{ "compiled", compiled, compiled + sizeof compiled / sizeof *compiled },
+	{ "any", torture_exact, torture_multi_end },
+};
+enum { FORM_COUNT = sizeof forms / sizeof *forms, COMPILED = FORM_COUNT - 2 };
 
 static uint64_t window;
 static __thread struct scratch in_handler;
 static __thread unsigned long traps_seen;
 static int own_trap;
+static size_t turns;
 
 static uint64_t next_random(struct scratch *scratch)
 {
@@ -185,8 +197,11 @@ static void sweep(struct scratch *scratch)
 	const struct form *form = look(&first, &count);
 	/* Each thread begins elsewhere, and few sites are called often. */
 	size_t start = next_random(scratch) % count, rounds = count < 64 ? 64 : count;
-	for (size_t i = 0; i < rounds; i++)
+	for (size_t i = 0; i < rounds; i++) {
 		check(form, first + (start + i) % count, scratch);
+		if (turns && i % turns == turns - 1)
+			sched_yield();
+	}
 	COUNT(sites, scratch->calls);
 	scratch->calls = 0;
 }
@@ -355,6 +370,8 @@ int main(int argc, char **argv)
 			hz = number;
 		else if (!strcmp(argv[i], "churn"))
 			churn = (int)number;
+		else if (!strcmp(argv[i], "turns"))
+			turns = (size_t)number;
 		else if (!strcmp(argv[i], "trap"))
 			own_trap = (int)number;
 		else if (!strcmp(argv[i], "mask"))

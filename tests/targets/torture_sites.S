@@ -545,14 +545,14 @@ torture_datum:
 	END_FORM hop
 
 	FORM	sled
-	.irp	flavour, plain, exits, tail, sled_loop
+	.irp	flavour, plain, exits, tail, sled_loop, plain, exits, tail, sled_loop
 	LINES	sled, \flavour, , 2
 	PAGES	sled, \flavour, , 2
 	.endr
 	END_FORM sled
 
 	FORM	multi
-	.irp	flavour, pushes, branch_alone
+	.irp	flavour, pushes, branch_alone, pushes, branch_alone
 	LINES	multi, \flavour
 	PAGES	multi, \flavour
 	.endr

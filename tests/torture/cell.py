@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row of the table: a form, a writer, a number of threads."""
+"""One row of the table: forms of one program, a writer, a number of threads."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ class Row:
     """What became of one combination.
 
     Attributes:
-        case: The form.
+        cases: The forms, of those that the writer can change.
         writer: The writer that was asked for.
         load: What the program did meanwhile.
         tally: What was done, over all rounds.
-        forms: How many sites got which form.
+        forms: How many sites of each got which form.
         wrong_results: Times that the program saw a wrong result.
         crashes: Times that a signal killed it.
         others: Other failures.
         failures: All of them, in full.
     """
 
-    case: FormCase
+    cases: Sequence[FormCase]
     writer: Writer
     load: Load
     tally: Tally = field(default_factory=Tally)
-    forms: Counter[str] = field(default_factory=Counter)
+    forms: dict[str, Counter[str]] = field(default_factory=dict)
     wrong_results: int = 0
     crashes: int = 0
     others: int = 0
@@ -67,29 +67,42 @@ class Row:
     @property
     def is_good(self) -> bool:
         """Whether nothing went wrong, and something was done."""
-        return not self.failures and self.tally.toggles > 0
+        return not self.failures and all(self.tally.toggles[case.name] for case in self.cases)
+
+    @property
+    def name(self) -> str:
+        """What was tortured."""
+        return self.cases[0].name if len(self.cases) == 1 else f"{len(self.cases)} forms at once"
 
 
-def run_cell(case: FormCase, writers: Sequence[Writer], load: Load, work: Work) -> list[Row]:
-    """Torture one form: a row for each writer, all in one process.
+def run_cell(
+    cases: Sequence[FormCase], writers: Sequence[Writer], load: Load, work: Work
+) -> list[Row]:
+    """Torture forms of one program: a row for each writer, all in one process.
 
     A process that failed is not used any more: the other writers go on in a new one.
     """
-    rows = [Row(case, writer, load) for writer in writers]
+    rows = [
+        Row(chosen, writer, load)
+        for writer in writers
+        if (chosen := [case for case in cases if writer in case.writers])
+    ]
     left = list(rows)
     images = ImageCache(work.index_directory)
     while left:
-        failed = _run_process(left, work, images)
+        failed = _run_process(cases, left, work, images)
         left = left[left.index(failed) + 1 :] if failed else []
     images.clear()
     return rows
 
 
 # Returns the row that failed.
-def _run_process(rows: list[Row], work: Work, images: ImageCache) -> Row | None:
+def _run_process(
+    cases: Sequence[FormCase], rows: list[Row], work: Work, images: ImageCache
+) -> Row | None:
     row = rows[0]
     history: Sequence[str] = ()
-    with running(row.case, row.load) as subject:
+    with running(cases, row.load) as subject:
         try:
             for turn in range(work.rounds):
                 with attached(subject, images, work.seed + turn) as toggler:
@@ -119,7 +132,7 @@ def _note(
     last = "\n  ".join(history)
     trace = "".join(traceback.format_tb(error.__traceback__)[-_FRAMES:])
     row.failures.append(
-        f"{row.case.name} by {row.writer.name.lower()}, {row.load.threads} threads, seed {seed}, "
-        f"after {row.tally.toggles} toggles\n"
+        f"{row.name} by {row.writer.name.lower()}, {row.load.threads} threads, seed {seed}, "
+        f"after {row.tally.toggles.total()} toggles\n"
         f"{trace}{type(error).__name__}: {error}\nlast operations:\n  {last}\n{found}"
     )

@@ -10,6 +10,8 @@ from uftrace_agent.engine.model import Form, Writer
 from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.engine.site import SitePlan
 
+# What the program calls all of GENERATED's sites.
+ANY = "any"
 ALL_WRITERS = (Writer.BYTE, Writer.TRAP, Writer.STOP, Writer.AUTO)
 SEVERAL_BYTES = (Writer.TRAP, Writer.STOP, Writer.AUTO)
 # From 256 functions on in one request the planner prefers other forms.
@@ -101,6 +103,8 @@ FORMS = (
     FormCase("patchable", "compiled", Form.NOP, variant="clang-pfe5"),
     FormCase("xray", "compiled", Form.SLED, ALL_WRITERS, variant="xray-bare"),
 )
+# Sites of one program, that can be toggled together.
+GENERATED = tuple(case for case in FORMS if case.sites != "compiled" and case.program == "torture")
 # Functions that rely on nothing but the ABI: for other tools, which promise no more.
 PLAIN = FormCase("plain", "plain", Form.NEAR)
 BY_NAME = {case.name: case for case in (*FORMS, PLAIN)}
@@ -117,4 +121,5 @@ PROGRAM_FORMS = (
     "multi",
     "plain",
     "compiled",
+    ANY,
 )

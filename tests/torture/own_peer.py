@@ -62,7 +62,7 @@ def own_peer(subject: Subject, places: Sequence[Place]) -> Iterator[_Engine]:
     draining.start()
     try:
         addresses = {place.address for place in places}
-        found = attachment.program.select([subject.case.pattern])
+        found = attachment.program.select([subject.cases[0].pattern])
         yield _Engine(attachment, [f for f in found if f.address in addresses])
         attachment.engine.leave()
     finally:

@@ -107,7 +107,7 @@ def torture(
     until = time.monotonic() + seconds
     while time.monotonic() < until and outcome.runs < _MOST_RUNS:
         outcome.runs += 1
-        with running(case, load) as subject:
+        with running([case], load) as subject:
             try:
                 _one_run(factory, subject, sites, until, seed + outcome.runs, outcome)
             except (AssertionError, AgentError, OSError) as error:
@@ -121,7 +121,7 @@ def _one_run(
     chance = random.Random(seed)
     places = places_of(subject, sites)
     indices = list(range(len(places)))
-    subject.focus_on(places[0].name, len(places))
+    subject.focus_on(subject.cases[0], places[0].name, len(places))
     started = time.monotonic()
     try:
         with factory(subject, places) as peer:

@@ -29,7 +29,7 @@ def places_of(subject: Subject, most: int) -> list[Place]:
         program.refresh()
         found = [
             (function.symbol.linkage_name, function.address)
-            for function in program.select([subject.case.pattern])[:most]
+            for function in program.select([subject.cases[0].pattern])[:most]
         ]
     images.clear()
     mappings = executable_mappings(subject.pid)

@@ -39,16 +39,13 @@ Words = npt.NDArray[np.uint64]
 
 
 class RecordCheck:
-    """Looks at records, one thread's after the other.
+    """Looks at records, one thread's after the other."""
 
-    Args:
-        paired: Exits come from return thunks, so that each must have had an entry.
-            (The exits of sleds are sites of their own.)
-    """
-
-    def __init__(self, paired: bool) -> None:
-        self._paired = paired
+    def __init__(self) -> None:
+        # Of functions, by id: records may come; their exits come from return thunks, so
+        # that each must have had an entry.
         self._known = np.zeros(1, np.bool_)
+        self._paired = np.zeros(1, np.bool_)
         # (keys, ids) of the calls that are known to be open, by thread.
         self._open: dict[int, tuple[Words, Words]] = {}
         # Of threads of which records were passed over: the highest key since. A call
@@ -58,15 +55,20 @@ class RecordCheck:
         self.exits = 0
         self.complaints: list[str] = []
 
-    def allow(self, ids: Iterable[int]) -> None:
-        """Records of these functions may come."""
+    def allow(self, ids: Iterable[int], *, paired: bool) -> None:
+        """Records of these functions may come.
+
+        Args:
+            ids: Which.
+            paired: Each exit must have had an entry. (The exits of sleds are sites of
+                their own.)
+        """
         wanted = np.fromiter(ids, np.int64)
         if not len(wanted):
             return
-        if wanted.max() >= len(self._known):
-            grown = np.zeros(int(wanted.max()) * 2 + 1, np.bool_)
-            grown[: len(self._known)] = self._known
-            self._known = grown
+        size = int(wanted.max()) + 1
+        self._paired, self._known = _grown(self._paired, size), _grown(self._known, size)
+        self._paired[wanted] = paired
         self._known[wanted] = True
 
     def skip(self, tids: Iterable[int]) -> None:
@@ -92,8 +94,8 @@ class RecordCheck:
         if strange.any():
             first = int(words[np.flatnonzero(strange)[0]])
             self._complain(f"{int(strange.sum())} records of no function, the first {first:#x}")
-        if self._paired:
-            self._pair(tid, kinds, ids, words >> np.uint64(_KEY_SHIFT))
+        paired = self._paired[np.minimum(ids, len(self._paired) - 1)]
+        self._pair(tid, kinds[paired], ids[paired], words[paired] >> np.uint64(_KEY_SHIFT))
 
     # Calls of one frame key follow each other: an exit's entry is the last one before
     # it with the same key, and no other exit lies between.
@@ -130,6 +132,14 @@ class RecordCheck:
     def _complain(self, text: str) -> None:
         if len(self.complaints) < _MOST_COMPLAINTS:
             self.complaints.append(text)
+
+
+def _grown(flags: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
+    if size <= len(flags):
+        return flags
+    grown = np.zeros(size * 2, np.bool_)
+    grown[: len(flags)] = flags
+    return grown
 
 
 class Draining:

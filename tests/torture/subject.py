@@ -6,13 +6,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from tests.support.target_process import TargetProcess
 from tests.targets.build import build
-from tests.torture.forms import PROGRAM_FORMS, FormCase
+from tests.torture.forms import ANY, PROGRAM_FORMS, FormCase
 from uftrace_agent.process.threads import status_field
 
 # What a program with 64 busy threads on two processors may need for an answer.
@@ -29,6 +29,7 @@ class Load:
         threads: Threads that call sites in loops.
         hz: SIGPROF so often a second, over all threads.
         churn: So many threads at a time that live shortly.
+        turns: A thread lets others run after so many sites; 0: never.
         own_trap: The program handles SIGTRAP itself, and sends some.
         masked: Its handler of SIGPROF runs with SIGTRAP blocked.
     """
@@ -36,6 +37,7 @@ class Load:
     threads: int
     hz: int = 10_000
     churn: int = 2
+    turns: int = 0
     own_trap: bool = False
     masked: bool = False
 
@@ -45,6 +47,7 @@ class Load:
             f"threads={self.threads}",
             f"hz={self.hz}",
             f"churn={self.churn}",
+            f"turns={self.turns}",
             f"trap={int(self.own_trap)}",
             f"mask={int(self.masked)}",
         ]
@@ -55,12 +58,12 @@ class Subject:
 
     Attributes:
         target: Its process.
-        case: Whose sites it calls.
+        cases: Whose sites it calls.
     """
 
-    def __init__(self, target: TargetProcess, case: FormCase) -> None:
+    def __init__(self, target: TargetProcess, cases: Sequence[FormCase]) -> None:
         self.target = target
-        self.case = case
+        self.cases = tuple(cases)
         self._caught_before = self._caught_signals()
         self._seen = 0
         self.focus()
@@ -70,18 +73,21 @@ class Subject:
         """The process."""
         return self.target.pid
 
-    def focus(self, first: int = 0, count: int = 0) -> None:
-        """Have all threads call only these of the form's sites (0: all)."""
-        form = PROGRAM_FORMS.index(self.case.sites)
-        reply = self.target.command(f"window {form << 40 | first << 20 | count:#x}")
-        assert reply.startswith(f"window {self.case.sites} {first} "), reply
+    def focus(self) -> None:
+        """Have all threads call all the sites."""
+        self._call(self.cases[0].sites if len(self.cases) == 1 else ANY)
 
-    def focus_on(self, name: str, count: int) -> None:
-        """Have all threads call only `count` sites from this one on."""
-        first = name.rpartition("_")[2]
+    def focus_on(self, case: FormCase, name: str, count: int) -> None:
+        """Have all threads call only `count` sites of a form from this one on."""
         # Compiled functions lie in an order of their own.
-        if self.case.sites != "compiled":
-            self.focus(int(first), count)
+        if case.sites != "compiled":
+            self._call(case.sites, int(name.rpartition("_")[2]), count)
+
+    # 0: all.
+    def _call(self, sites: str, first: int = 0, count: int = 0) -> None:
+        form = PROGRAM_FORMS.index(sites)
+        reply = self.target.command(f"window {form << 40 | first << 20 | count:#x}")
+        assert reply.startswith(f"window {sites} {first} "), reply
 
     def check_alive(self) -> None:
         """Threads go on, and none has seen a wrong result.
@@ -155,11 +161,11 @@ def _gdb(process: TargetProcess, arguments: list[str]) -> str:
 
 
 @contextmanager
-def running(case: FormCase, load: Load) -> Iterator[Subject]:
-    """The program, until the block ends; killed then if it still runs."""
-    binary = build(case.program, case.variant)
+def running(cases: Sequence[FormCase], load: Load) -> Iterator[Subject]:
+    """The program of these forms, until the block ends; killed then if it still runs."""
+    binary = build(cases[0].program, cases[0].variant)
     # A core tells where it died. At the lowest priority, since 64 busy threads would
     # leave two processors' agent no time; and are interrupted the more often so.
     wrapper = ("nice", "-n", "19", "prlimit", "--core=unlimited")
     with TargetProcess(binary, *load.arguments(), wrapper=wrapper, deadline=_DEADLINE) as target:
-        yield Subject(target, case)
+        yield Subject(target, cases)

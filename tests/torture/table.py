@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from tests.torture.cell import Row
+from tests.torture.toggling import Way
+from uftrace_agent.engine.model import Writer
 
 _HEAD = (
-    "form",
+    "sites",
     "writer",
     "threads",
     "toggles",
+    "requests",
+    "of few hot sites",
     "toggles/s",
     "calls checked",
     "signals/s",
@@ -27,13 +32,16 @@ _HEAD = (
 def cells(row: Row) -> tuple[str, ...]:
     """What a row says, column by column."""
     tally = row.tally
+    toggles = tally.toggles.total()
     seconds = max(tally.seconds, 1e-9)
     return (
-        row.case.name,
+        row.name,
         row.writer.name.lower(),
         str(row.load.threads),
-        f"{tally.toggles:,}",
-        f"{tally.toggles / seconds:,.0f}",
+        f"{toggles:,}",
+        f"{tally.operations:,}",
+        f"{tally.ways[Way.FEW_HOT_ONES]:,}",
+        f"{toggles / seconds:,.0f}",
         f"{tally.calls:,}",
         f"{tally.signals / seconds:,.0f}",
         f"{tally.records:,}",
@@ -60,11 +68,25 @@ def head(names: Sequence[str] = _HEAD) -> str:
     return f"{markdown_line(names)}\n{markdown_line(['---'] * len(names))}"
 
 
+def totals(rows: Sequence[Row]) -> str:
+    """Toggles of each form by each writer, over all rows."""
+    done = Counter[tuple[str, Writer]]()
+    for row in rows:
+        for name, count in row.tally.toggles.items():
+            done[name, row.writer] += count
+    writers = [writer for writer in Writer if any(row.writer is writer for row in rows)]
+    lines = [head(["form", *(writer.name.lower() for writer in writers)])]
+    for name in dict.fromkeys(case.name for row in rows for case in row.cases):
+        counts = (done[name, writer] for writer in writers)
+        lines.append(markdown_line([name, *(f"{count:,}" if count else "-" for count in counts)]))
+    return "\n".join(lines)
+
+
 def forms(rows: Sequence[Row]) -> str:
     """Which forms the engine chose, a line each."""
+    found = {name: chosen for row in rows for name, chosen in row.forms.items()}
     lines = []
-    for name in dict.fromkeys(row.case.name for row in rows):
-        found = next(row.forms for row in rows if row.case.name == name)
-        chosen = ", ".join(f"{count} {form}" for form, count in found.most_common())
-        lines.append(f"{name}: {chosen or 'not planned'}")
+    for name, chosen in found.items():
+        counts = ", ".join(f"{count} {form}" for form, count in chosen.most_common())
+        lines.append(f"{name}: {counts or 'not planned'}")
     return "\n".join(lines)

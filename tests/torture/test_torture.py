@@ -39,7 +39,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 
 def _assert_good(name: str, load: Load, work: Work) -> None:
     case = BY_NAME[name]
-    rows = run_cell(case, case.writers, load, work)
+    rows = run_cell([case], case.writers, load, work)
     print(table.head(), *(table.line(row) for row in rows), table.forms(rows), sep="\n")
     for row in rows:
         assert row.is_good, "\n".join(row.failures) or "nothing was done"
@@ -71,7 +71,7 @@ MASKING = replace(BY_NAME["near"], program="torture_masking")
 def test_h51_no_trap_where_its_signal_may_be_blocked(case: FormCase, load: Load) -> None:
     """H51: the kernel ends a program that meets a trap with SIGTRAP blocked."""
     images = ImageCache()
-    with running(case, load) as subject:
+    with running([case], load) as subject:
         attachment = attach(resolve(ProcessId(subject.pid)), RecordingOptions(), images)
         engine = attachment.engine
         some = attachment.program.select(["near_six_*"])
