@@ -162,13 +162,14 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=list(THREADS))
     parser.add_argument("--sites", type=int, default=32, help="of each form")
     parser.add_argument("--seconds", type=float, default=30.0, help="for each row of the table")
+    parser.add_argument("--nice", type=int, default=19, help="the program's niceness")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     print(table.head(_HEAD), flush=True)
     for name, threads, tool in itertools.product(
         arguments.forms, arguments.threads, arguments.tools
     ):
-        case, load = BY_NAME[name], load_of(threads)
+        case, load = BY_NAME[name], load_of(threads, arguments.nice)
         outcome = torture(
             PEERS[tool], case, load, arguments.sites, arguments.seconds, arguments.seed
         )

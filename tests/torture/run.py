@@ -39,10 +39,10 @@ ROUNDS = 3
 _WRITERS = {writer.name.lower(): writer for writer in Writer}
 
 
-def load_of(threads: int) -> Load:
+def load_of(threads: int, niceness: int = 19) -> Load:
     """The load for a number of threads. A program that handles SIGTRAP itself is not
     among them: it gets no traps (tests/e2e/test_trap_writer.py)."""
-    return Load(threads, turns=_TURNS if threads > _PROCESSORS else 0)
+    return Load(threads, turns=_TURNS if threads > _PROCESSORS else 0, niceness=niceness)
 
 
 def groups(names: Sequence[str]) -> list[list[FormCase]]:
@@ -74,7 +74,7 @@ def main() -> int:
             toggles = arguments.toggles * share_of(threads, arguments.threads)
             limit = Limit(int(toggles / ROUNDS) + 1, arguments.seconds / ROUNDS)
             work = Work(limit, arguments.seed, ROUNDS, arguments.sites, directory)
-            for row in run_cell(cases, writers, load_of(threads), work):
+            for row in run_cell(cases, writers, load_of(threads, arguments.nice), work):
                 rows.append(row)
                 print(table.line(row), flush=True)
                 for failure in row.failures:
@@ -103,6 +103,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", nargs="+", type=int, default=list(THREADS))
     parser.add_argument("--sites", type=int, default=1 << 20, help="of each form, at most")
+    parser.add_argument(
+        "--nice",
+        type=int,
+        default=19,
+        help="the program's niceness; less where others use the machine, who would starve it",
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()))
     return parser.parse_args()
 

@@ -32,6 +32,8 @@ class Load:
         turns: A thread lets others run after so many sites; 0: never.
         own_trap: The program handles SIGTRAP itself, and sends some.
         masked: Its handler of SIGPROF runs with SIGTRAP blocked.
+        niceness: At the lowest priority by default, since 64 busy threads would leave
+            two processors' agent no time; and are interrupted the more often so.
     """
 
     threads: int
@@ -40,6 +42,7 @@ class Load:
     turns: int = 0
     own_trap: bool = False
     masked: bool = False
+    niceness: int = 19
 
     def arguments(self) -> list[str]:
         """For the program's command line."""
@@ -164,8 +167,7 @@ def _gdb(process: TargetProcess, arguments: list[str]) -> str:
 def running(cases: Sequence[FormCase], load: Load) -> Iterator[Subject]:
     """The program of these forms, until the block ends; killed then if it still runs."""
     binary = build(cases[0].program, cases[0].variant)
-    # A core tells where it died. At the lowest priority, since 64 busy threads would
-    # leave two processors' agent no time; and are interrupted the more often so.
-    wrapper = ("nice", "-n", "19", "prlimit", "--core=unlimited")
+    # A core tells where it died.
+    wrapper = ("nice", "-n", str(load.niceness), "prlimit", "--core=unlimited")
     with TargetProcess(binary, *load.arguments(), wrapper=wrapper, deadline=_DEADLINE) as target:
         yield Subject(target, cases)
