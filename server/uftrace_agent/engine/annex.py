@@ -375,10 +375,8 @@ class Annex:
         """Map what the layout's plans need; what could not be mapped is returned."""
         pending = self.layout.pending()
         # Before it is mapped: an agent that comes after a crash finds what is free.
-        if pending and self._manifest is not None:
-            first = self._manifest.reserve(len(pending))
-            entries = [Entry.of_memory(m.start, m.size) for m in pending if m.region is None]
-            self._manifest.write(list(enumerate(entries, first)))
+        landings = [one for one in pending if one.region is None]
+        rows = self._journal_memory(landings)
         failed: list[PendingMap] = []
         for start in range(0, len(pending), _CALLS_AT_ONCE):
             batch = pending[start : start + _CALLS_AT_ONCE]
@@ -388,6 +386,8 @@ class Annex:
             for wanted, result in zip(batch, results, strict=True):
                 if result != wanted.start:
                     failed.append(wanted)
+                    if id(wanted) in rows and self._manifest is not None:
+                        self._manifest.forget_memory([rows[id(wanted)]])
                     continue
                 self.layout.mapped(wanted)
                 self.mapped_bytes += wanted.size
@@ -395,6 +395,16 @@ class Annex:
                 if wanted.region is not None:
                     self._fill_code(wanted.region.base)
         return failed
+
+    # By the identity of what is to be mapped, its place in the journal.
+    def _journal_memory(self, landings: Sequence[PendingMap]) -> dict[int, int]:
+        if not landings or self._manifest is None:
+            return {}
+        first = self._manifest.reserve(len(landings))
+        self._manifest.write(
+            [(row, Entry.of_memory(m.start, m.size)) for row, m in enumerate(landings, first)]
+        )
+        return {id(landing): row for row, landing in enumerate(landings, first)}
 
     def _fill_code(self, base: int) -> None:
         self.memory.write(base, self._code())

@@ -16,6 +16,8 @@ from typing import Final
 import numpy as np
 
 from uftrace_agent.engine.journal_entry import FORM_OFFSET, Entry, Phase
+from uftrace_agent.engine.model import Form
+from uftrace_agent.engine.site import Patch
 from uftrace_agent.errors import ExhaustedError
 from uftrace_agent.process.address_space import Mapping
 from uftrace_agent.process.memory import ProcessMemory
@@ -109,6 +111,13 @@ class Manifest:
             manifest._forget_sites(found)
         return manifest
 
+    @classmethod
+    def without_memory(
+        cls, memory: ProcessMemory, found: FoundManifest, rows: Sequence[int]
+    ) -> None:
+        """Forget entries of another agent's journal: memory that was never mapped."""
+        cls(memory, found.address, found.identity).forget_memory(rows)
+
     def begin_session(self, session: SessionRecord) -> None:
         """Say which session holds the process from now on."""
         self.session = session
@@ -186,6 +195,11 @@ class Manifest:
             ]
         )
 
+    def forget_memory(self, rows: Sequence[int]) -> None:
+        """Say of entries of code memory that it was never mapped."""
+        none = Entry(Phase.FREE, Form.PUN, 0, Patch(0, b"", b""), None)
+        self.write([(row, none) for row in rows])
+
     def _forget_sites(self, found: FoundManifest) -> None:
         """Keep only where there is code memory: nothing is patched."""
         memory = sorted({entry.memory() for entry in found.entries} - {(0, 1)})
@@ -211,6 +225,14 @@ class FoundManifest:
     entries: tuple[Entry, ...]
     rows: tuple[int, ...] = ()
     session: SessionRecord = SessionRecord()
+
+    def without(self, rows: Sequence[int]) -> FoundManifest:
+        """The same, less some entries."""
+        gone = set(rows)
+        kept = [pair for pair in zip(self.rows, self.entries, strict=True) if pair[0] not in gone]
+        return replace(
+            self, rows=tuple(row for row, _ in kept), entries=tuple(entry for _, entry in kept)
+        )
 
 
 def find_manifests(memory: ProcessMemory, mappings: Sequence[Mapping]) -> list[FoundManifest]:

@@ -39,6 +39,7 @@ from uftrace_agent.process.threads import calm_threads, status_field
 from uftrace_agent.runtime.host_library import CLook, library
 from uftrace_agent.session.leftovers import (
     check_not_held,
+    never_mapped,
     remove_handler,
     restore_leftovers,
     restore_sites,
@@ -214,6 +215,7 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
         pauses = caller.filters.pauses
         leftovers = find_manifests(memory, read_mappings(memory.pid))
         restored = restore_leftovers(memory, process, leftovers, pauses)
+        leftovers = [found.without(never_mapped(memory.pid, found)) for found in leftovers]
         annex = Annex(memory, caller, X86_64, architecture, rings)
         manifest = _old_or_new(annex, process, leftovers, rings)
         pauses.merge(caller.take_pauses())
@@ -307,6 +309,9 @@ def _adopt(
     program = Program(memory, images)
     program.refresh()
     architecture = native_architecture()
+    stale = never_mapped(memory.pid, found)
+    Manifest.without_memory(memory, found, stale)
+    found = found.without(stale)
     caller = RemoteCaller(memory, filter_watch(memory.pid))
     caller.filters.check()
     annex = Annex(memory, caller, X86_64, architecture, RingOptions(0, 0))
