@@ -10,6 +10,7 @@ import subprocess
 from tests.support.target_process import TargetProcess
 from tests.support.waiting import wait_until
 from tests.targets.build import build
+from uftrace_agent.engine.needed_calls import filter_watch
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.remote_calls import RemoteCall, RemoteCaller
 from uftrace_agent.process.threads import has_ended, thread_state
@@ -21,7 +22,7 @@ GETPID = 39
 def test_calls_beside_threads_that_come_and_go() -> None:
     load = ("threads=1", "churn=16", "hz=10000")
     with TargetProcess(build("torture"), *load) as target, ProcessMemory(target.pid) as memory:
-        caller = RemoteCaller(memory)
+        caller = RemoteCaller(memory, filter_watch(memory.pid))
         for _ in range(100):
             assert caller.call([RemoteCall(GETPID, ())]) == [target.pid]
         target.quit()
