@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.waiting import wait_until
+
 ENGINE = Path(__file__).parents[1] / "engine"
 DEADLINE = 60.0
 SIGTRAP_BIT = 1 << 4
@@ -95,9 +97,10 @@ class Driver:
 
     def fork(self) -> int:
         """The pid of the fork."""
-        path = f"/proc/{self._process.pid}/task/{self._process.pid}/children"
-        (child,) = Path(path).read_text().split()
-        return int(child)
+        # The kernel says itself that a look at this file may miss one (fs/proc/array.c).
+        path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        wait_until(lambda: len(path.read_text().split()) == 1)
+        return int(path.read_text().split()[0])
 
 
 @contextmanager
