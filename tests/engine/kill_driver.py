@@ -119,7 +119,9 @@ def main() -> None:
     rounds = Rounds(int(pid), Writer[writer.upper()], form, patterns)
     say("ready")
     while True:
-        _, *rest = hear()
+        word, *rest = hear() or [""]
+        if word != "round":
+            continue  # for a fork that was killed before it had read it
         child = os.fork()
         if not child:
             try:
