@@ -108,13 +108,16 @@ def test_nesting_and_order_are_those_of_the_program(client: SyncAgentClient) -> 
     """chain_a calls chain_b calls chain_c: ticks rise, and frames nest by stack pointer."""
     with TargetProcess(build("busy8", "gcc-O2")) as target:
         target.pause()
-        with recording(client, target.pid, keep=True) as (session_id, recorder):
+        # A record that is lost would break the pattern: rings that do not fill.
+        rings = RecordingOptions(ring_bytes=1 << 26, ring_count=16)
+        with recording(client, target.pid, rings, keep=True) as (session_id, recorder):
             patch(client, session_id, ["chain_a", "chain_b", "chain_c"])
             target.resume()
-            target.wait_iterations(200)
+            target.wait_iterations(20)
             target.pause()
             client.detach(session_id)
         seen = recorder.finish()
+        assert seen.lost_total == 0
         checked = 0
         for parts in seen.by_thread.values():
             rows = np.frombuffer(b"".join(parts), "<u8").reshape(-1, 2)
