@@ -19,6 +19,7 @@
 /* struct rt_sigframe: the return address, 40 bytes of struct ucontext, 16 registers. */
 #define UH_SAVED_PC_OFFSET 176
 #define UH_SAVED_SP_OFFSET 168
+#define UH_RESTORER_BYTES 9
 
 struct uh_registers {
 	struct user_regs_struct user;
@@ -37,6 +38,24 @@ static inline void uh_set_pc(struct uh_registers *r, uint64_t pc) { r->user.rip 
 static inline uint64_t uh_sp(const struct uh_registers *r) { return r->user.rsp; }
 static inline uint64_t uh_thread_pointer(const struct uh_registers *r) { return r->user.fs_base; }
 static inline int uh_is_native(const struct uh_registers *r) { return r->user.cs == 0x33; }
+
+/* Whether a signal frame (arch/x86/kernel/signal_64.c) may begin with the first of
+ * so many words of a stack: there is the return address, uc_flags, of which the kernel
+ * knows three, and uc_link, which it writes as 0. */
+static inline int uh_may_be_frame(const uint64_t *words, uint64_t count)
+{
+	return count < 3 || (words[1] <= 7 && !words[2]);
+}
+
+/* What glibc's and musl's return from a signal handler begins with: who jumps to such
+ * code leaves a signal frame behind, struct ucontext first (H67). */
+static inline int uh_is_restorer(const uint8_t code[UH_RESTORER_BYTES])
+{
+	static const uint8_t codes[2][9] = { { 0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05 },
+					     { 0xb8, 15, 0, 0, 0, 0x0f, 0x05 } };
+
+	return !memcmp(code, codes[0], 9) || !memcmp(code, codes[1], 7);
+}
 
 /* Calls that the kernel does not restart after a stop, and that lose nothing
  * by being entered again (signal(7), "Interruption of system calls"). */
@@ -100,6 +119,7 @@ static inline int uh_restart_data(const struct uh_registers *r, struct seccomp_d
  * x0 to x30, sp. */
 #define UH_SAVED_PC_OFFSET 568
 #define UH_SAVED_SP_OFFSET 560
+#define UH_RESTORER_BYTES 8
 
 struct uh_registers {
 	struct user_regs_struct user;
@@ -119,6 +139,8 @@ static inline void uh_set_pc(struct uh_registers *r, uint64_t pc) { r->user.pc =
 static inline uint64_t uh_sp(const struct uh_registers *r) { return r->user.sp; }
 static inline uint64_t uh_thread_pointer(const struct uh_registers *r) { (void)r; return 0; }
 static inline int uh_is_native(const struct uh_registers *r) { return !(r->user.pstate & 0x10); }
+static inline int uh_may_be_frame(const uint64_t *words, uint64_t count) { (void)words; (void)count; return 0; }
+static inline int uh_is_restorer(const uint8_t code[UH_RESTORER_BYTES]) { (void)code; return 0; }
 static inline int uh_call_was_interrupted(const struct uh_registers *r) { (void)r; return 0; }
 static inline void uh_reenter_call(struct uh_registers *r) { (void)r; }
 static inline int uh_restart_data(const struct uh_registers *r, struct seccomp_data *data) { (void)r; (void)data; return 0; }

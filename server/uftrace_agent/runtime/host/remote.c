@@ -73,7 +73,6 @@ struct work {
 	uint64_t sigmask;
 	uint8_t xstate[XSTATE_MAX];
 	size_t xstate_size;
-	int withheld; /* a signal that came between the calls, to be sent again */
 };
 
 static int build_frame(struct work *w, struct frame *frame)
@@ -167,25 +166,23 @@ static int build_frame(struct work *w, struct frame *frame)
 	return 0;
 }
 
-/* Run to the next system-call stop. All signals are blocked meanwhile but
- * SIGKILL and SIGSTOP: the latter is withheld until the thread is let go. */
-static int next_syscall_stop(struct work *w, uint64_t deadline)
+/* Run to the next system-call stop. All signals are blocked meanwhile but SIGKILL and
+ * SIGSTOP, which is passed on at once, or it would be lost if we died (H73): the process
+ * stops, and its tracer may let this one thread run all the same (ptrace(2), "Group-stop"). */
+static int next_syscall_stop(pid_t tid, uint64_t deadline)
 {
-	pid_t tid = w->remote->tid;
+	int signal = 0;
 
 	for (;;) {
-		int signal, in_call, error;
+		int in_call, error;
 
-		if (ptrace(PTRACE_SYSCALL, tid, 0, 0))
+		if (ptrace(PTRACE_SYSCALL, tid, 0, (long)signal))
 			return -errno;
 		do
 			error = uh_await_any(tid, deadline, &signal, &in_call);
 		while (error == -EAGAIN);
 		if (error || in_call)
 			return error;
-		/* A process that was stopped by a signal reports that once more. */
-		if (signal)
-			w->withheld = signal;
 	}
 }
 
@@ -221,9 +218,9 @@ static int inject(struct work *w, int64_t number, const uint64_t args[6], int64_
 	if (!error)
 		error = block_signals(tid);
 	if (!error)
-		error = next_syscall_stop(w, deadline); /* entry */
+		error = next_syscall_stop(tid, deadline); /* entry */
 	if (!error)
-		error = next_syscall_stop(w, deadline); /* exit */
+		error = next_syscall_stop(tid, deadline); /* exit */
 	if (!error)
 		error = uh_get_registers(tid, &now);
 	if (!error)
@@ -270,8 +267,9 @@ static int await_calls(const struct uh_remote *remote)
 }
 
 /* Make a traced thread run until its calls are made, whatever stops it meanwhile:
- * a process that was stopped reports that more than once. */
-static int run_calls(const struct uh_remote *remote, int *withheld)
+ * a process that was stopped reports that more than once. SIGSTOP, the one signal that
+ * is not blocked, is passed on (see `next_syscall_stop`). */
+static int run_calls(const struct uh_remote *remote)
 {
 	const uint64_t deadline = uh_now() + remote->deadline_nanos;
 	unsigned spins = 0;
@@ -279,11 +277,8 @@ static int run_calls(const struct uh_remote *remote, int *withheld)
 
 	do {
 		error = uh_await_stop(remote->tid, 0, &signal);
-		if (!error) {
-			if (signal)
-				*withheld = signal;
-			ptrace(PTRACE_CONT, remote->tid, 0, 0);
-		}
+		if (!error)
+			ptrace(PTRACE_CONT, remote->tid, 0, (long)signal);
 		if (error == -ESRCH)
 			return error;
 		error = look_at_calls(remote, deadline, &spins);
@@ -291,28 +286,24 @@ static int run_calls(const struct uh_remote *remote, int *withheld)
 	return error;
 }
 
-/* The process was stopped just now, and stays so: a tracer may let one thread run.
- * SIGSTOP, the one signal that is not blocked, waits until the calls are made. */
+/* The process was stopped just now, and stays so: a tracer may let one thread run. */
 static int push_on(void *argument)
 {
 	const struct uh_remote *remote = argument;
-	int error = uh_seize(remote->tid, PTRACE_O_TRACESYSGOOD), signal = 0, withheld = 0;
+	int error = uh_seize(remote->tid, PTRACE_O_TRACESYSGOOD), signal;
 
 	if (error)
 		return error;
 	ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0);
-	error = run_calls(remote, &withheld);
-	if (!error) {
-		ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0);
-		do
-			error = uh_await_stop(remote->tid, uh_now() + remote->deadline_nanos, &signal);
-		while (error == -EAGAIN);
-		uh_detach(remote->tid, signal);
-		error = 0;
-	}
-	if (withheld)
-		syscall(SYS_tgkill, remote->pid, remote->tid, withheld);
-	return error;
+	error = run_calls(remote);
+	if (error)
+		return error;
+	ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0);
+	do
+		error = uh_await_stop(remote->tid, uh_now() + remote->deadline_nanos, &signal);
+	while (error == -EAGAIN);
+	uh_detach(remote->tid, signal);
+	return 0;
 }
 
 /* Let the thread make all calls in one go, and go on by itself: it stands still for
@@ -374,7 +365,6 @@ static int run(void *argument)
 	int error, signal;
 
 	w.remote = remote;
-	w.withheld = 0;
 	uh_hurry(1);
 	error = uh_seize(remote->tid, PTRACE_O_TRACESYSGOOD);
 	if (error)
@@ -437,8 +427,6 @@ static int run(void *argument)
 		uh_repair_interrupted_call(remote->pid, remote->tid);
 	uh_detach(remote->tid, signal);
 	remote->pause_nanos = uh_now() - begin;
-	if (w.withheld)
-		syscall(SYS_tgkill, remote->pid, remote->tid, w.withheld);
 	return error;
 }
 

@@ -198,40 +198,23 @@ static uint64_t stack_end(const struct uh_stop *stop, uint64_t sp)
 	return stack ? stack->end : sp + 65536;
 }
 
-/* What glibc's and musl's return from a signal handler begins with: who jumps to such
- * code leaves a signal frame behind, struct ucontext first (H67). */
 static int is_restorer(struct uh_stop *stop, uint64_t address)
 {
-	static const uint8_t codes[2][9] = { { 0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05 },
-					     { 0xb8, 15, 0, 0, 0, 0x0f, 0x05 } };
-	uint8_t code[9];
+	uint8_t code[UH_RESTORER_BYTES];
 
-	return !uh_read_exact(stop->mem_fd, code, sizeof code, address) &&
-	       (!memcmp(code, codes[0], 9) || !memcmp(code, codes[1], 7));
+	return address >= 4096 && !uh_read_exact(stop->mem_fd, code, sizeof code, address) &&
+	       uh_is_restorer(code);
 }
-
-/* What was found out about words of stacks in this stop. */
-static _Thread_local struct {
-	uint64_t address;
-	int is_restorer;
-} seen[1024];
 
 /* Where the stack goes on that a signal frame at `at` interrupted: a handler on an
  * alternate stack leaves what it interrupted on another one. 0: `restorer` is none, or
- * the frame is on the stack that it interrupted. Most words of stacks come again and
- * again, so that what was found out about them is kept. */
+ * the frame is on the stack that it interrupted. */
 static uint64_t interrupted_stack(struct uh_stop *stop, uint64_t at, uint64_t restorer,
 				  uint64_t end)
 {
-	uint64_t sp, i = (restorer ^ restorer >> 10 ^ restorer >> 20) % 1024;
+	uint64_t sp;
 
-	if (restorer < 65536 || restorer >> 47 || (restorer >= at && restorer < end))
-		return 0;
-	if (seen[i].address != restorer) {
-		seen[i].address = restorer;
-		seen[i].is_restorer = is_restorer(stop, restorer);
-	}
-	if (!seen[i].is_restorer ||
+	if (!is_restorer(stop, restorer) ||
 	    uh_read_exact(stop->mem_fd, &sp, 8, at + UH_SAVED_SP_OFFSET))
 		return 0;
 	return sp > at && sp < end ? 0 : sp;
@@ -257,7 +240,8 @@ static int walk_stack(struct uh_stop *stop, uint64_t sp, word_look *look, int de
 			uint64_t other = 0;
 			int found;
 
-			if (depth && found_below < 4)
+			/* Told by the words first: a read for each would take long. */
+			if (depth && found_below < 4 && uh_may_be_frame(words + i, got / 8 - i))
 				other = interrupted_stack(stop, at + i * 8, words[i], end);
 			if (other)
 				below[found_below++] = other;
@@ -357,7 +341,6 @@ static int attempt(struct uh_stop *stop)
 	int error;
 
 	uh_hurry(1);
-	memset(seen, 0, sizeof seen);
 	error = freeze(stop->pid, deadline, &count);
 	if (!error)
 		error = check_counters(stop, count);
