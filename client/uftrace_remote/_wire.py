@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from uftrace.agent.v1 import agent_pb2, event_pb2, process_pb2, session_pb2, tracepoint_pb2
 from uftrace_remote.enums import (
@@ -40,28 +41,21 @@ from uftrace_remote.values import (
 _Enum = TypeVar("_Enum", bound=IntEnum)
 
 
-# A newer agent may know members that we do not: those become `unknown`.
-def _enum(kind: type[_Enum], number: int, unknown: _Enum) -> _Enum:
-    try:
-        return kind(number)
-    except ValueError:
-        return unknown
+# A newer agent may know members that we do not: those become `unknown`. By a table,
+# since an answer may have 100,000 functions with six of them each.
+def _reader(unknown: _Enum) -> Callable[[int], _Enum]:
+    members = {int(member): member for member in type(unknown)}
+    return lambda number: members.get(number, unknown)
 
 
-def _form(number: int) -> PatchForm:
-    return _enum(PatchForm, number, PatchForm.NONE)
-
-
-def _writer(number: int) -> PatchWriter:
-    return _enum(PatchWriter, number, PatchWriter.NONE)
-
-
-def _kind(number: int) -> SiteKind:
-    return _enum(SiteKind, number, SiteKind.NONE)
-
-
-def _refusal(number: int) -> RefusalReason:
-    return _enum(RefusalReason, number, RefusalReason.UNKNOWN)
+_architecture: Final = _reader(Architecture.UNKNOWN)
+_end_reason: Final = _reader(EndReason.NONE)
+_loss_stage: Final = _reader(LossStage.UNKNOWN)
+_form: Final = _reader(PatchForm.NONE)
+_writer: Final = _reader(PatchWriter.NONE)
+_kind: Final = _reader(SiteKind.NONE)
+_refusal: Final = _reader(RefusalReason.UNKNOWN)
+_status: Final = _reader(PatchStatus.UNKNOWN)
 
 
 def process_ref_to_wire(reference: ProcessRef) -> process_pb2.ProcessRef:
@@ -102,7 +96,7 @@ def info_from_wire(message: agent_pb2.GetAgentInfoResponse) -> AgentInfo:
     return AgentInfo(
         version=message.version,
         hostname=message.hostname,
-        architecture=_enum(Architecture, message.architecture, Architecture.UNKNOWN),
+        architecture=_architecture(message.architecture),
         kernel_release=message.kernel_release,
         boot_id=message.boot_id,
         pid=message.pid,
@@ -183,7 +177,7 @@ def function_result_from_wire(message: tracepoint_pb2.PatchResult) -> FunctionRe
     """What became of one function."""
     return FunctionResult(
         function=function_from_wire(message.function),
-        status=_enum(PatchStatus, message.status, PatchStatus.UNKNOWN),
+        status=_status(message.status),
         function_id=message.function_id,
         form=_form(message.form),
         writer=_writer(message.writer),
@@ -253,8 +247,7 @@ def batch_from_wire(message: event_pb2.StreamEventsResponse) -> EventBatch:
         ),
         anchors=tuple(anchor_from_wire(anchor) for anchor in message.anchors),
         losses=tuple(
-            Loss(_enum(LossStage, loss.stage, LossStage.UNKNOWN), loss.records, loss.tid)
-            for loss in message.losses
+            Loss(_loss_stage(loss.stage), loss.records, loss.tid) for loss in message.losses
         ),
         records_total=message.records_total,
         lost_total=message.lost_total,
@@ -262,6 +255,6 @@ def batch_from_wire(message: event_pb2.StreamEventsResponse) -> EventBatch:
             MappedModule(module.path, module.build_id, module.start, module.end, module.load_bias)
             for module in message.modules
         ),
-        end=_enum(EndReason, message.end, EndReason.NONE),
+        end=_end_reason(message.end),
         end_detail=message.end_detail,
     )

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged, text_differences
 from tests.support.waiting import wait_until
 from tests.targets.build import build
+from uftrace_agent.engine.manifest import Manifest, find_manifests
+from uftrace_agent.process.address_space import read_mappings
+from uftrace_agent.process.memory import ProcessMemory
 from uftrace_remote import ConflictError, SyncAgentClient
 from uftrace_remote.credentials import CredentialOptions
 from uftrace_remote.enums import LossStage, PatchStatus, PatchWriter
@@ -105,6 +109,49 @@ def test_h86_the_next_agent_goes_on_with_the_session(tmp_path: Path, variant: st
         assert_not_traced(target.pid)
         target.resume()
         target.quit()
+
+
+@pytest.mark.parametrize("forged", ["thunks", "session"])
+def test_h88_what_a_process_may_have_written_into_its_journal_is_checked(
+    tmp_path: Path, forged: str
+) -> None:
+    """A journal with a right checksum whose annex, or session, no agent made so: the
+    process is set back, and the agent serves."""
+    with TargetProcess(build("busy8")) as target, TargetProcess(build("busy8")) as honest:
+        target.pause()
+        honest.pause()
+        with running_agent(tmp_path / "state") as agent:
+            client = agent.client()
+            for one in (honest, target):
+                session_id = client.attach(ProcessRef(one.pid)).session.session_id
+                patch(client, session_id, ["leaf"])
+            agent.kill()
+            client.close()
+        with ProcessMemory(target.pid) as memory, ProcessMemory(honest.pid) as other:
+            (found,) = find_manifests(memory, read_mappings(target.pid))
+            (true,) = find_manifests(other, read_mappings(honest.pid))
+            identity, session = found.identity, found.session
+            if forged == "thunks":
+                identity = replace(identity, thunks=identity.thunks + 4096)
+            else:
+                session = true.session
+            Manifest.of_found(memory, replace(found, session=session), identity)
+        with running_agent(tmp_path / "state") as agent:
+            client = agent.client()
+            wait_until(lambda: not (text_differences(target.pid) and text_differences(honest.pid)))
+            sessions = {one.process.reference.pid for one in client.sessions()}
+            assert sessions == {honest.pid} or (forged == "session" and sessions == {target.pid})
+            # It can be traced again.
+            for one in (honest, target):
+                session_id = client.attach(ProcessRef(one.pid)).session.session_id
+                patch(client, session_id, ["keep_gpr"])
+                client.detach(session_id)
+                assert_text_unchanged(one.pid)
+                one.resume()
+                one.wait_iterations(1)
+            client.close()
+        target.quit()
+        honest.quit()
 
 
 def test_h86_what_was_half_done_is_undone_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from uftrace_agent.engine.model import Form, Refusal, Status, Writer
 from uftrace_agent.errors import NoSuchSessionError
@@ -22,6 +23,8 @@ from uftrace_agent.session.types import (
     SessionInfo,
     TracepointInfo,
 )
+
+_T = TypeVar("_T")
 
 WORK = FunctionRef("work", "_Z4workv", "app", 0x401000, 64, ("toil",))
 
@@ -76,10 +79,12 @@ class ScriptedSessions:
         del self.held[session_id]
         return DetachOutcome(3, 0, 1, 2000, 10, 0)
 
-    async def patch(self, session_id: str, order: PatchOrder) -> PatchOutcome:
+    async def patch(
+        self, session_id: str, order: PatchOrder, answer: Callable[[PatchOutcome], _T]
+    ) -> _T:
         await self._called("patch", session_id, order)
         self._find(session_id)
-        return PatchOutcome(
+        outcome = PatchOutcome(
             [
                 PatchResult(WORK, 1, Status.ENABLED, Form.PUN, Writer.BYTE),
                 PatchResult(WORK, 2, Status.REFUSED, refusal=Refusal.TOO_SHORT, detail="1 byte"),
@@ -89,12 +94,17 @@ class ScriptedSessions:
             elapsed_ns=9,
             plan_ns=4,
         )
+        return answer(outcome)
 
     async def unpatch(
-        self, session_id: str, patterns: Sequence[str], writer: Writer
-    ) -> PatchOutcome:
+        self,
+        session_id: str,
+        patterns: Sequence[str],
+        writer: Writer,
+        answer: Callable[[PatchOutcome], _T],
+    ) -> _T:
         await self._called("unpatch", session_id, tuple(patterns), writer)
-        return PatchOutcome([PatchResult(WORK, 1, Status.DISABLED)])
+        return answer(PatchOutcome([PatchResult(WORK, 1, Status.DISABLED)]))
 
     async def list_functions(
         self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import structlog.testing
@@ -26,6 +27,8 @@ from uftrace_remote.cli import _refusals
 from uftrace_remote.cli.main import cli
 from uftrace_remote.enums import RefusalReason
 from uftrace_remote.trace.store import TraceReader
+
+_T = TypeVar("_T")
 
 PID = str(os.getpid())
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -64,8 +67,11 @@ class TracedSessions(ScriptedSessions):
     end_detail: str = ""
 
     async def patch(
-        self, session_id: str, order: agent_types.PatchOrder
-    ) -> agent_types.PatchOutcome:
+        self,
+        session_id: str,
+        order: agent_types.PatchOrder,
+        answer: Callable[[agent_types.PatchOutcome], _T],
+    ) -> _T:
         await self._called("patch", session_id, order)
         results = [
             agent_types.PatchResult(
@@ -78,7 +84,8 @@ class TracedSessions(ScriptedSessions):
             )
             for number, function, status in zip((1, 2), (OUTER, WORK), self.statuses, strict=True)
         ]
-        return agent_types.PatchOutcome(results, longest_pause_ns=777_000, longest_pause_tid=5)
+        outcome = agent_types.PatchOutcome(results, longest_pause_ns=777_000, longest_pause_tid=5)
+        return answer(outcome)
 
     async def detach(self, session_id: str) -> agent_types.DetachOutcome:
         await super().detach(session_id)

@@ -17,6 +17,7 @@ from uftrace_agent.engine.manifest import (
     Identity,
     Manifest,
     Phase,
+    SessionRecord,
     find_manifests,
 )
 from uftrace_agent.engine.model import Form
@@ -88,7 +89,7 @@ def test_the_largest_entry_fits() -> None:
     assert Entry.unpack(entry.pack()) == entry
 
 
-@pytest.mark.parametrize("offset", range(0, 84, 7))
+@pytest.mark.parametrize("offset", range(1, 85, 7))
 def test_a_torn_entry_is_none(offset: int) -> None:
     packed = bytearray(PUN.pack())
     packed[offset] ^= 1
@@ -197,3 +198,87 @@ def test_a_disowned_journal_holds_no_site(place: Place, manifest: Manifest) -> N
     (found,) = find_manifests(place.memory, [place.mapping])
     assert {entry.phase for entry in found.entries} == {Phase.FREE}
     assert found.identity.agent_pid == 0
+
+
+def test_what_became_of_entries_is_said_by_their_phase_alone(
+    place: Place, manifest: Manifest
+) -> None:
+    manifest.reserve(6)
+    entries = [replace(PUN, function_id=index + 1) for index in range(6)]
+    manifest.write(list(enumerate(entries)))
+    manifest.mark([0, 1, 3, 5], Phase.RESTORING)
+    manifest.mark([], Phase.FREE)
+    (found,) = find_manifests(place.memory, [place.mapping])
+    changed = [replace(entry, phase=Phase.RESTORING) for entry in entries]
+    assert list(found.entries) == [*changed[:2], entries[2], changed[3], entries[4], changed[5]]
+
+
+def test_code_memory_that_its_agent_died_before_mapping_is_none(
+    place: Place, manifest: Manifest
+) -> None:
+    code = Mapping(0x10000, 0x14000, "r-xp", 0, "00:00", 0, "")
+    behind = Mapping(0x14000, 0x15000, "r-xp", 0, "00:00", 0, "")
+    file = Mapping(0x20000, 0x24000, "r-xp", 0, "08:01", 7, "/bin/cat")
+    manifest.reserve(5)
+    places = [(0x10000, 0x4000), (0x13000, 0x2000), (0x14000, 0x2000), (0x20000, 0x1000), (0, 1)]
+    manifest.write([(row, Entry.of_memory(*one)) for row, one in enumerate(places)])
+    (found,) = find_manifests(place.memory, [place.mapping, code, behind, file])
+    assert found.rows == (0, 1)
+    assert found.row_count == 5
+
+
+def test_a_journal_that_is_taken_over_says_nothing_of_what_is_not_there(
+    place: Place, manifest: Manifest
+) -> None:
+    # GIVEN a patched site, a torn entry, and memory that was never mapped
+    manifest.reserve(3)
+    manifest.write([(0, Entry.of_memory(0x10000, 0x1000)), (1, PUN), (2, HOP)])
+    place.damage(MANIFEST_HEADER_BYTES + SITE_BYTES + 20)
+    (found,) = find_manifests(place.memory, [place.mapping])
+    # WHEN another agent takes it, and something is mapped at that place
+    Manifest.of_found(place.memory, found, replace(IDENTITY, agent_pid=13))
+    code = Mapping(0x10000, 0x14000, "r-xp", 0, "00:00", 0, "")
+    (after,) = find_manifests(place.memory, [place.mapping, code])
+    # THEN that is not taken for the memory meant before
+    assert (after.entries, after.rows, after.identity.agent_pid) == ((HOP,), (2,), 13)
+
+
+def test_a_journal_without_patched_sites_keeps_its_memory_alone(
+    place: Place, manifest: Manifest
+) -> None:
+    code = Mapping(0x10000, 0x14000, "r-xp", 0, "00:00", 0, "")
+    free = replace(PUN, phase=Phase.FREE, landing=0x13008)
+    manifest.reserve(4)
+    manifest.write(
+        [(0, free), (1, replace(HOP, phase=Phase.FREE)), (3, Entry.of_memory(0x11000, 0x1000))]
+    )
+    (found,) = find_manifests(place.memory, [place.mapping, code])
+    taken = Manifest.of_found(place.memory, found, IDENTITY)
+    assert taken.reserve(1) == 2
+    (after,) = find_manifests(place.memory, [place.mapping, code])
+    assert [entry.memory() for entry in after.entries] == [(0x11000, 0x1000), (0x13008, 1)]
+    assert after.row_count == 2
+
+
+@pytest.mark.parametrize(
+    ("session", "is_one"),
+    [
+        (SessionRecord("0123456789ab", "ann", 3, 4, 5, 6), True),
+        (SessionRecord("../../../etc", "ann", 3, 4, 5, 6), False),
+        (SessionRecord("0123456789abcdef", "ann", 3, 4, 5, 6), False),
+        (SessionRecord("0123456789ab", "ann", 1 << 31, 4, 5, 6), False),
+    ],
+)
+def test_h88_a_session_that_no_agent_wrote_is_none(
+    place: Place, manifest: Manifest, session: SessionRecord, is_one: bool
+) -> None:
+    manifest.begin_session(session)
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert found.session == (session if is_one else SessionRecord())
+
+
+def test_the_session_of_a_torn_header_is_none(place: Place, manifest: Manifest) -> None:
+    manifest.begin_session(SessionRecord("0123456789ab", "ann"))
+    place.damage(80)
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert found.session == SessionRecord()

@@ -94,6 +94,7 @@ def _tracepoint(
         replace(last[1].plan(), others=others),
         facts.entry_only,
         journal_index=first[0],
+        is_journaled=True,
         enabled=True,
         owner=owner,
     )

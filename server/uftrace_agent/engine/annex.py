@@ -33,7 +33,7 @@ from uftrace_agent.errors import (
     ForbiddenError,
     UnsupportedTargetError,
 )
-from uftrace_agent.process.address_space import PAGE, FreeSpace, read_mappings
+from uftrace_agent.process.address_space import PAGE, FreeSpace, code_ranges, read_mappings
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.remote_calls import BatchPlace, RemoteCall, RemoteCaller
 from uftrace_agent.process.system_calls import (
@@ -57,6 +57,7 @@ from uftrace_agent.runtime.layout import (
 
 _SEALS: Final = 0x0002 | 0x0004 | 0x0001  # F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL
 _F_ADD_SEALS: Final = 1033
+_F_GET_SEALS: Final = 1034
 _THUNK_ALIGNMENT: Final = 4096
 _TRIES: Final = 3
 _CALLS_AT_ONCE: Final = 512
@@ -160,6 +161,8 @@ class Annex:
         """
         thunks = found.identity.thunks
         home = thunks - self._home_offset()
+        if home != _after_data(found.address):
+            return None  # no agent laid it out so: the process can write there too
         size = len(self._blob.code)
         code = self.memory.read_some(home, size)
         if len(code) != size:
@@ -197,7 +200,9 @@ class Annex:
             fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return -1
-        if os.fstat(fd).st_size != self.ring_options.total_bytes:
+        is_whole = os.fstat(fd).st_size == self.ring_options.total_bytes
+        # Such a file as nobody can cut under the agent's feet (H88).
+        if not is_whole or _seals(fd) & _SEALS != _SEALS:
             os.close(fd)
             return -1
         return fd
@@ -210,9 +215,9 @@ class Annex:
         known |= {entry.landing for entry in found.entries}
         places = sorted(known)
         for mapping in read_mappings(self.memory.pid):
-            is_code = mapping.flags == "r-xp" and not mapping.inode and not mapping.name
             first = bisect.bisect_left(places, mapping.start)
-            if is_code and first < len(places) and places[first] < mapping.end:
+            is_known = first < len(places) and places[first] < mapping.end
+            if is_known and mapping.is_anonymous_code:
                 self.code_ranges.append((mapping.start, mapping.end))
                 self.mapped_bytes += mapping.end - mapping.start
         self.mapped_bytes += DataPlaces.at(0).end + self.ring_options.total_bytes
@@ -245,7 +250,7 @@ class Annex:
             free.take(place, place + size + 2 * PAGE)
             places.append(place + PAGE)
         data, rings = places
-        code = data + -(-data_size // PAGE) * PAGE + PAGE
+        code = _after_data(data)
         self.data = DataPlaces.at(data)
         self.thunks = code + self._home_offset()
         results = self.caller.call(
@@ -355,20 +360,15 @@ class Annex:
     def adopt_memory(self, memory: Iterable[tuple[int, int]]) -> None:
         """Use the landing pages that an earlier agent left: the addresses that punned
         jumps can reach are few. (begin, size) of what it mapped, or meant to."""
-        ours = [
-            mapping
-            for mapping in read_mappings(self.memory.pid)
-            if mapping.flags == "r-xp" and not mapping.inode and not mapping.name
-        ]
-        starts = [mapping.start for mapping in ours]
+        code = code_ranges(read_mappings(self.memory.pid))
         pages = {
             page
             for start, size in memory
             for page in range(start // PAGE * PAGE, start + size, PAGE)
         }
         for page in sorted(pages):
-            index = bisect.bisect_right(starts, page) - 1
-            if index >= 0 and page < ours[index].end:
+            index = bisect.bisect_right(code, (page, 1 << 64)) - 1
+            if index >= 0 and page < code[index][1]:
                 self.layout.adopt_page(page)
 
     def map_pending(self) -> list[PendingMap]:
@@ -387,7 +387,7 @@ class Annex:
                 if result != wanted.start:
                     failed.append(wanted)
                     if id(wanted) in rows and self._manifest is not None:
-                        self._manifest.forget_memory([rows[id(wanted)]])
+                        self._manifest.clear([rows[id(wanted)]])
                     continue
                 self.layout.mapped(wanted)
                 self.mapped_bytes += wanted.size
@@ -469,3 +469,15 @@ class Annex:
         if self.ring_fd >= 0:
             os.close(self.ring_fd)
             self.ring_fd = -1
+
+
+# Where the code follows the data: the thunks refer to their data by distances.
+def _after_data(data: int) -> int:
+    return data + -(-DataPlaces.at(0).end // PAGE) * PAGE + PAGE
+
+
+def _seals(fd: int) -> int:
+    try:
+        return fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:  # a file that can have none
+        return 0

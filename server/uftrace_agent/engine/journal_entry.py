@@ -15,9 +15,11 @@ from uftrace_agent.runtime.layout import SITE_BYTES
 
 # phase, form, head length, tail length, function id, head address, tail address,
 # head before and after, tail before and after, landing; function, stub, record id,
-# its sites, role, kind, writer, probe, exit refusal, label, flags; crc of all before.
+# its sites, role, kind, writer, probe, exit refusal, label, flags; crc of all before
+# but the phase: that is one byte, never torn, and may change by itself.
 _ENTRY: Final = struct.Struct("<BBBBIQQ16s16s8s8sQQQIHBBBBBBB")
 _ENTRY_CRC: Final = struct.Struct("<I")
+PHASE_OFFSET: Final = 0
 # Where an entry says its form, which is never 0.
 FORM_OFFSET: Final = 1
 _HAS_EXIT: Final = 1
@@ -205,7 +207,7 @@ class Entry:
             self.landing,
             *self.facts.pack(),
         )
-        return (body + _ENTRY_CRC.pack(zlib.crc32(body))).ljust(SITE_BYTES, b"\0")
+        return (body + _ENTRY_CRC.pack(_crc(body))).ljust(SITE_BYTES, b"\0")
 
     @staticmethod
     def unpack(data: bytes) -> Entry | None:
@@ -213,7 +215,7 @@ class Entry:
         never touched)."""
         body = data[: _ENTRY.size]
         (crc,) = _ENTRY_CRC.unpack_from(data, _ENTRY.size)
-        if crc != zlib.crc32(body) or not body[1]:
+        if crc != _crc(body) or not body[FORM_OFFSET]:
             return None
         fields = _ENTRY.unpack(body)
         phase, form, head_size, tail_size, function_id, at, tail_at = fields[:7]
@@ -225,3 +227,7 @@ class Entry:
             return Entry(Phase(phase), Form(form), function_id, head, tail, landing, facts)
         except ValueError:  # no agent wrote that: the process can write here too
             return None
+
+
+def _crc(body: bytes) -> int:
+    return zlib.crc32(memoryview(body)[PHASE_OFFSET + 1 :])

@@ -7,19 +7,19 @@ bytes alone: they are the original, ours, or somebody else's.
 
 from __future__ import annotations
 
+import bisect
+import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from uftrace_agent.engine.journal_entry import FORM_OFFSET, Entry, Phase
-from uftrace_agent.engine.model import Form
-from uftrace_agent.engine.site import Patch
+from uftrace_agent.engine.journal_entry import FORM_OFFSET, PHASE_OFFSET, Entry, Phase
 from uftrace_agent.errors import ExhaustedError
-from uftrace_agent.process.address_space import Mapping
+from uftrace_agent.process.address_space import Mapping, code_ranges
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.runtime.layout import (
     ANNEX_VERSION,
@@ -36,6 +36,9 @@ MANIFEST_BYTES: Final = MANIFEST_HEADER_BYTES + CAPACITY * SITE_BYTES
 # records taken and lost before it; crc of all before.
 _HEADER: Final = struct.Struct("<QIIQ36sIQQQ16s64sIQQQ")
 _HEADER_CRC: Final = struct.Struct("<I")
+# Of agents that took a session over: sequence numbers have room for so many.
+_MOST_GENERATIONS: Final = 1 << 20
+_SESSION_ID: Final = re.compile(rb"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,14 @@ class SessionRecord:
 
     @staticmethod
     def unpack(fields: Sequence[bytes | int]) -> SessionRecord:
-        """The reverse."""
+        """The reverse; no session where no agent wrote that."""
         session_id, owner, *numbers = fields
         assert isinstance(session_id, bytes) and isinstance(owner, bytes)
+        name = session_id.rstrip(b"\0")
+        if not _SESSION_ID.fullmatch(name) or int(numbers[0]) > _MOST_GENERATIONS:
+            return SessionRecord()
         return SessionRecord(
-            session_id.rstrip(b"\0").decode(errors="ignore"),
+            name.decode(),
             owner.rstrip(b"\0").decode(errors="ignore"),
             *(int(number) for number in numbers),
         )
@@ -103,20 +109,13 @@ class Manifest:
     def of_found(cls, memory: ProcessMemory, found: FoundManifest, identity: Identity) -> Manifest:
         """A journal that another agent wrote, held by `identity`'s agent from now on."""
         manifest = cls(memory, found.address, identity)
-        manifest._in_use = max((row + 1 for row in found.rows), default=0)
         manifest.session = found.session
         if any(entry.may_be_changed for entry in found.entries):
+            manifest._use_rows(found)
             manifest.hold()
         else:
             manifest._forget_sites(found)
         return manifest
-
-    @classmethod
-    def without_memory(
-        cls, memory: ProcessMemory, found: FoundManifest, rows: Sequence[int]
-    ) -> None:
-        """Forget entries of another agent's journal: memory that was never mapped."""
-        cls(memory, found.address, found.identity).forget_memory(rows)
 
     def begin_session(self, session: SessionRecord) -> None:
         """Say which session holds the process from now on."""
@@ -145,15 +144,38 @@ class Manifest:
 
     def write(self, entries: Sequence[tuple[int, Entry]]) -> None:
         """Write entries at their indices, neighbours in one write."""
+        self._write_rows((index, entry.pack()) for index, entry in entries)
+
+    def mark(self, indices: Sequence[int], phase: Phase) -> None:
+        """Say of entries that are there what has become of them.
+
+        Args:
+            indices: Theirs, by rising numbers.
+            phase: The same for all.
+        """
+        places = np.asarray(indices, np.int64)
+        for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
+            if not run.size:
+                continue
+            address = self._entry_address(int(run[0]))
+            rows = np.frombuffer(bytearray(self._memory.read(address, run.size * SITE_BYTES)), "u1")
+            rows[PHASE_OFFSET::SITE_BYTES] = phase
+            self._memory.write(address, rows.tobytes())
+
+    def clear(self, indices: Iterable[int]) -> None:
+        """Have no entries there: what they were about is not so."""
+        self._write_rows((index, bytes(SITE_BYTES)) for index in indices)
+
+    def _write_rows(self, rows: Iterable[tuple[int, bytes]]) -> None:
         run_start = 0
         run: list[bytes] = []
-        for index, entry in entries:
+        for index, row in rows:
             if run and index != run_start + len(run):
                 self._memory.write(self._entry_address(run_start), b"".join(run))
                 run = []
             if not run:
                 run_start = index
-            run.append(entry.pack())
+            run.append(row)
         if run:
             self._memory.write(self._entry_address(run_start), b"".join(run))
 
@@ -187,65 +209,73 @@ class Manifest:
 
     def free(self, rows: Sequence[int], entries: Sequence[Entry]) -> None:
         """Say of entries that their sites are as they were."""
-        self.write(
-            [
-                (row, replace(entry, phase=Phase.FREE))
-                for row, entry in zip(rows, entries, strict=True)
-                if entry.may_be_changed
-            ]
-        )
+        places = zip(rows, entries, strict=True)
+        self.mark(sorted(row for row, entry in places if entry.may_be_changed), Phase.FREE)
 
-    def forget_memory(self, rows: Sequence[int]) -> None:
-        """Say of entries of code memory that it was never mapped."""
-        none = Entry(Phase.FREE, Form.PUN, 0, Patch(0, b"", b""), None)
-        self.write([(row, none) for row in rows])
+    # Take the rows of another agent's journal as they are, less those that say nothing
+    # true: code memory that it died before mapping would be taken for code once
+    # anything else is mapped there.
+    def _use_rows(self, found: FoundManifest) -> None:
+        self._in_use = found.row_count
+        self.clear(sorted(set(range(found.row_count)).difference(found.rows)))
 
+    # Keep only where there is code memory, since nothing is patched. A copy of each such
+    # entry is there at any moment.
     def _forget_sites(self, found: FoundManifest) -> None:
-        """Keep only where there is code memory: nothing is patched."""
         memory = sorted({entry.memory() for entry in found.entries} - {(0, 1)})
-        self._in_use = 0
+        self.write([(row, Entry.of_memory(*place)) for row, place in enumerate(memory)])
+        self.clear(range(len(memory), found.row_count))
+        self._in_use = len(memory)
         self._write_header()
-        first = self.reserve(len(memory))
-        entries = [Entry.of_memory(start, size) for start, size in memory]
-        self.write(list(enumerate(entries, first)))
 
     def disown(self, found: FoundManifest) -> None:
         """Say that no site is patched and no agent holds the process any more."""
-        self._in_use = max((row + 1 for row in found.rows), default=0)
+        self._use_rows(found)
         self.free(found.rows, found.entries)
         self.release()
 
 
 @dataclass(frozen=True, slots=True)
 class FoundManifest:
-    """A journal that an earlier agent (or this process's parent) left."""
+    """A journal that an earlier agent (or this process's parent) left.
+
+    Attributes:
+        address: Where it is.
+        identity: Whose it is.
+        entries: What it says that can be so.
+        rows: The place of each entry.
+        row_count: How many places may hold anything.
+        session: The session that held the process; none if the header is torn.
+    """
 
     address: int
     identity: Identity
     entries: tuple[Entry, ...]
     rows: tuple[int, ...] = ()
+    row_count: int = 0
     session: SessionRecord = SessionRecord()
-
-    def without(self, rows: Sequence[int]) -> FoundManifest:
-        """The same, less some entries."""
-        gone = set(rows)
-        kept = [pair for pair in zip(self.rows, self.entries, strict=True) if pair[0] not in gone]
-        return replace(
-            self, rows=tuple(row for row, _ in kept), entries=tuple(entry for _, entry in kept)
-        )
 
 
 def find_manifests(memory: ProcessMemory, mappings: Sequence[Mapping]) -> list[FoundManifest]:
-    """All journals in the process."""
+    """All journals in the process.
+
+    Args:
+        memory: The process's.
+        mappings: All that is mapped in it: code memory that is in a journal and not
+            there was never mapped, and does not count.
+    """
+    code = code_ranges(mappings)
     return [
         found
         for mapping in mappings
         if mapping.flags.startswith("rw-p") and not mapping.inode
-        for found in _read_manifest(memory, mapping.start, mapping.end)
+        for found in _read_manifest(memory, mapping.start, mapping.end, code)
     ]
 
 
-def _read_manifest(memory: ProcessMemory, address: int, end: int) -> Iterator[FoundManifest]:
+def _read_manifest(
+    memory: ProcessMemory, address: int, end: int, code: Sequence[tuple[int, int]]
+) -> Iterator[FoundManifest]:
     data = memory.read_some(address, _HEADER.size + _HEADER_CRC.size)
     if len(data) < _HEADER.size + _HEADER_CRC.size:
         return
@@ -254,9 +284,11 @@ def _read_manifest(memory: ProcessMemory, address: int, end: int) -> Iterator[Fo
     magic, version, pid, start, boot, in_use, agent_pid, agent_start, thunks = fields[:9]
     if magic != MANIFEST_MAGIC or version != ANNEX_VERSION:
         return
+    session = SessionRecord.unpack(fields[9:])
     if _HEADER_CRC.unpack_from(data, _HEADER.size)[0] != zlib.crc32(body):
         # Torn while it was rewritten: the count may be off, the entries are not.
         in_use = CAPACITY
+        session = SessionRecord()
     first = address + MANIFEST_HEADER_BYTES
     raw = memory.read_some(first, min(in_use * SITE_BYTES, max(end - first, 0)))
     whole = len(raw) // SITE_BYTES * SITE_BYTES
@@ -264,12 +296,23 @@ def _read_manifest(memory: ProcessMemory, address: int, end: int) -> Iterator[Fo
     # Most of a journal whose count is not known is empty: form 0.
     used = np.flatnonzero(rows[:, FORM_OFFSET]).tolist()
     entries = [(row, Entry.unpack(raw[row * SITE_BYTES : (row + 1) * SITE_BYTES])) for row in used]
-    whole_entries = [(row, entry) for row, entry in entries if entry is not None]
+    whole_entries = [
+        (row, entry)
+        for row, entry in entries
+        if entry is not None and (entry.phase is not Phase.MAPPED or _is_inside(entry, code))
+    ]
     boot_id = boot.rstrip(b"\0").decode(errors="replace")
     yield FoundManifest(
         address=address,
         identity=Identity(pid, start, boot_id, agent_pid, agent_start, thunks),
         entries=tuple(entry for _, entry in whole_entries),
         rows=tuple(row for row, _ in whole_entries),
-        session=SessionRecord.unpack(fields[9:]),
+        row_count=used[-1] + 1 if used else 0,
+        session=session,
     )
+
+
+def _is_inside(entry: Entry, code: Sequence[tuple[int, int]]) -> bool:
+    start, size = entry.memory()
+    index = bisect.bisect_right(code, (start, 1 << 64)) - 1
+    return index >= 0 and start + size <= code[index][1]

@@ -249,7 +249,7 @@ class PatchEngine:
             if id(tracepoint.function.module) in present:
                 continue
             self._journal([tracepoint], Phase.FREE)
-            for index, _ in tracepoint.journal_rows():
+            for index in tracepoint.journal_indices():
                 self._parked.pop(index, None)
             self._annex.layout.release(tracepoint.plan.patches())
             del self.tracepoints[address]
@@ -317,8 +317,9 @@ class PatchEngine:
         for tracepoint, span in zip(tracepoints, spans, strict=True):
             whole = all(status in DONE for status in changed.statuses[span])
             (done if whole else not_done).append(tracepoint)
-            for index, _ in tracepoint.journal_rows():
-                self._parked.pop(index, None)
+            if self._parked:
+                for index in tracepoint.journal_indices():
+                    self._parked.pop(index, None)
             if whole:
                 tracepoint.enabled_unix_ns = now
                 self._keep(tracepoint, most_intrusive(changed.writers[span]), options, report)
@@ -406,14 +407,19 @@ class PatchEngine:
         )
 
     def _journal(self, tracepoints: Sequence[Tracepoint], phase: Phase) -> None:
+        new = [t for t in tracepoints if not t.is_journaled]
         self._manifest.write(
             [
                 (index, Entry.of(site, t.function_id, phase, len(rows), t.entry_only))
-                for t in tracepoints
+                for t in new
                 for rows in (t.journal_rows(),)
                 for index, site in rows
             ]
         )
+        known = [i for t in tracepoints if t.is_journaled for i in t.journal_indices()]
+        self._manifest.mark(sorted(known), phase)
+        for tracepoint in new:
+            tracepoint.is_journaled = True
 
     def modules_changed(self) -> None:
         """Something was loaded or unloaded: an unwinder that came now must see through
@@ -484,8 +490,7 @@ class PatchEngine:
             for index, site in tracepoint.journal_rows():
                 if id(site) in waiting:
                     self._parked[index] = (site, tracepoint.function_id)
-                    entry = Entry.of(site, tracepoint.function_id, Phase.PARKED)
-                    self._manifest.write([(index, entry)])
+                    self._manifest.mark([index], Phase.PARKED)
 
     # -- leaving -----------------------------------------------------------
 
@@ -527,12 +532,7 @@ class PatchEngine:
             orders.append(StopOrder(heads, 10 * deadline_ns, (), repair))
         statuses, report.frames = self._stop(orders, report.pauses)
         if len(statuses) > len(heads):
-            self._manifest.write(
-                [
-                    (index, Entry.of(plan, function_id, Phase.FREE))
-                    for index, (plan, function_id) in self._parked.items()
-                ]
-            )
+            self._manifest.mark(sorted(self._parked), Phase.FREE)
             self._parked.clear()
         self._hooks.removed()
         report.pauses.merge(self._annex.caller.take_pauses())

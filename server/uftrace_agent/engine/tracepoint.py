@@ -18,6 +18,7 @@ class Tracepoint:
         plan: How it is patched.
         entry_only: Whether only its entry was asked for.
         journal_index: Its first entry in the manifest; one follows for each other site.
+        is_journaled: Whether those entries were written.
         enabled: Whether its site is changed now.
         conflicting: Somebody else changed the site while it was enabled.
         owner: Who enabled it.
@@ -29,6 +30,7 @@ class Tracepoint:
     plan: SitePlan
     entry_only: bool
     journal_index: int = -1
+    is_journaled: bool = False
     enabled: bool = False
     conflicting: bool = False
     owner: str = ""
@@ -37,3 +39,7 @@ class Tracepoint:
     def journal_rows(self) -> list[tuple[int, SitePlan]]:
         """Its sites, with their indices in the manifest."""
         return [(self.journal_index + i, site) for i, site in enumerate(self.plan.sites())]
+
+    def journal_indices(self) -> range:
+        """The indices alone."""
+        return range(self.journal_index, self.journal_index + 1 + len(self.plan.others))

@@ -47,6 +47,24 @@ class Mapping:
         """Whether writes reach the file."""
         return self.flags[3] == "s"
 
+    @property
+    def is_anonymous_code(self) -> bool:
+        """Whether it is code of no file, as the engine maps its own, and a JIT may."""
+        return self.flags == "r-xp" and not self.inode and not self.name
+
+
+def code_ranges(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
+    """[start, end) of all anonymous code, by rising address; neighbours in one."""
+    ranges: list[tuple[int, int]] = []
+    for mapping in mappings:
+        if not mapping.is_anonymous_code:
+            continue
+        if ranges and ranges[-1][1] == mapping.start:
+            ranges[-1] = ranges[-1][0], mapping.end
+        else:
+            ranges.append((mapping.start, mapping.end))
+    return ranges
+
 
 def read_mappings(pid: int) -> list[Mapping]:
     """The mappings by rising address.

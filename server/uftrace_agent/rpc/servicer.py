@@ -112,7 +112,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         order = convert.patch_order(request, owner_of(context))
 
         async def patch() -> tracepoint_pb2.PatchResponse:
-            return convert.patch_response(await self._sessions.patch(session_id, order))
+            return await self._sessions.patch(session_id, order, convert.patch_response)
 
         return await self._changes.make(context, request, f"session {session_id}", patch)
 
@@ -123,8 +123,9 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         patterns, writer = tuple(request.patterns), convert.writer(request.writer)
 
         async def unpatch() -> tracepoint_pb2.UnpatchResponse:
-            outcome = await self._sessions.unpatch(session_id, patterns, writer)
-            return convert.unpatch_response(outcome)
+            return await self._sessions.unpatch(
+                session_id, patterns, writer, convert.unpatch_response
+            )
 
         return await self._changes.make(context, request, f"session {session_id}", unpatch)
 

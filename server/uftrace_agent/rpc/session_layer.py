@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol, TypeVar
 
 from uftrace_agent.engine.model import Writer
 from uftrace_agent.session.types import (
@@ -18,6 +18,8 @@ from uftrace_agent.session.types import (
     SessionInfo,
     TracepointInfo,
 )
+
+_T = TypeVar("_T")
 
 
 class SessionLayer(Protocol):
@@ -36,14 +38,20 @@ class SessionLayer(Protocol):
         """Leave the process as it was."""
         ...
 
-    async def patch(self, session_id: str, order: PatchOrder) -> PatchOutcome:
-        """Enable tracepoints."""
+    async def patch(
+        self, session_id: str, order: PatchOrder, answer: Callable[[PatchOutcome], _T]
+    ) -> _T:
+        """Enable tracepoints; `answer` makes the reply, on the session's own thread."""
         ...
 
     async def unpatch(
-        self, session_id: str, patterns: Sequence[str], writer: Writer
-    ) -> PatchOutcome:
-        """Disable tracepoints; no patterns means all."""
+        self,
+        session_id: str,
+        patterns: Sequence[str],
+        writer: Writer,
+        answer: Callable[[PatchOutcome], _T],
+    ) -> _T:
+        """Disable tracepoints; no patterns means all. `answer` as for `patch`."""
         ...
 
     async def list_functions(

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +40,6 @@ from uftrace_agent.process.threads import calm_threads, status_field
 from uftrace_agent.runtime.host_library import CLook, library
 from uftrace_agent.session.leftovers import (
     check_not_held,
-    never_mapped,
     remove_handler,
     restore_leftovers,
     restore_sites,
@@ -196,13 +196,9 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
     check_attachable(process.pid)
     rings = ring_options(options)
     architecture = native_architecture()
-    claim = claim_process(process)
-    try:
-        memory = ProcessMemory(process.pid)
-    except BaseException:
-        claim.close()
-        raise
-    try:
+    with ExitStack() as held:
+        claim = held.enter_context(claim_process(process))
+        memory = held.enter_context(ProcessMemory(process.pid))
         if start_time_ticks(process.pid) != process.start_time_ticks:
             raise NoSuchProcessError(
                 f"pid {process.pid} belongs to another process by now", reason="PID_REUSED"
@@ -215,8 +211,8 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
         pauses = caller.filters.pauses
         leftovers = find_manifests(memory, read_mappings(memory.pid))
         restored = restore_leftovers(memory, process, leftovers, pauses)
-        leftovers = [found.without(never_mapped(memory.pid, found)) for found in leftovers]
         annex = Annex(memory, caller, X86_64, architecture, rings)
+        held.callback(annex.close)
         manifest = _old_or_new(annex, process, leftovers, rings)
         pauses.merge(caller.take_pauses())
         engine = PatchEngine(
@@ -224,10 +220,7 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
         )
         # A thread that is in a traced function still may record its exit.
         engine.skip_ids(max((next_id(found) for found in leftovers), default=1))
-    except BaseException:
-        memory.close()
-        claim.close()
-        raise
+        held.pop_all()
     return Attachment(memory, program, annex, engine, restored, pauses, claim, manifest)
 
 
@@ -280,21 +273,12 @@ def adopt(process: ProcessId, images: ImageCache) -> Attachment | None:
         AgentError: As for `attach`; the process is as it was then.
     """
     check_attachable(process.pid)
-    claim = claim_process(process)
-    try:
-        memory = ProcessMemory(process.pid)
-    except BaseException:
-        claim.close()
-        raise
-    try:
+    with ExitStack() as held:
+        claim = held.enter_context(claim_process(process))
+        memory = held.enter_context(ProcessMemory(process.pid))
         attachment = _adopt(process, images, memory, claim)
-    except BaseException:
-        memory.close()
-        claim.close()
-        raise
-    if attachment is None:
-        memory.close()
-        claim.close()
+        if attachment is not None:
+            held.pop_all()
     return attachment
 
 
@@ -309,9 +293,6 @@ def _adopt(
     program = Program(memory, images)
     program.refresh()
     architecture = native_architecture()
-    stale = never_mapped(memory.pid, found)
-    Manifest.without_memory(memory, found, stale)
-    found = found.without(stale)
     caller = RemoteCaller(memory, filter_watch(memory.pid))
     caller.filters.check()
     annex = Annex(memory, caller, X86_64, architecture, RingOptions(0, 0))

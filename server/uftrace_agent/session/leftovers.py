@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import bisect
 import os
 from collections.abc import Sequence
 from typing import Final
 
 from uftrace_agent.engine.annex_places import DataPlaces
-from uftrace_agent.engine.journal_entry import Entry, Phase
+from uftrace_agent.engine.journal_entry import Entry
 from uftrace_agent.engine.manifest import FoundManifest, Manifest
 from uftrace_agent.engine.needed_calls import filter_watch
 from uftrace_agent.engine.report import DEFAULT_STOP_DEADLINE_NS
 from uftrace_agent.engine.trap_writer import SignalTable, settle
 from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
 from uftrace_agent.errors import AlreadyHeldError, BusyTargetError, NoSuchProcessError
-from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.identity import ProcessId, start_time_ticks
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
@@ -85,30 +83,8 @@ def restore(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> int:
     if patched:
         restore_sites(memory, found, patched, pauses)
     remove_handler(memory, found, pauses)
-    manifest = Manifest(memory, found.address, found.identity)
-    manifest.disown(found)
-    manifest.forget_memory(never_mapped(memory.pid, found))
+    Manifest(memory, found.address, found.identity).disown(found)
     return len(patched)
-
-
-def never_mapped(pid: int, found: FoundManifest) -> list[int]:
-    """Entries of code memory that their agent died before mapping; to be forgotten before
-    anything else is mapped there."""
-    code = [
-        mapping
-        for mapping in read_mappings(pid)
-        if mapping.flags == "r-xp" and not mapping.inode and not mapping.name
-    ]
-    starts = [mapping.start for mapping in code]
-    rows = []
-    for row, entry in zip(found.rows, found.entries, strict=True):
-        if entry.phase is not Phase.MAPPED:
-            continue
-        start, size = entry.memory()
-        index = bisect.bisect_right(starts, start) - 1
-        if index < 0 or start + size > code[index].end:
-            rows.append(row)
-    return rows
 
 
 def remove_handler(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -49,6 +49,7 @@ from uftrace_agent.session.types import (
 from uftrace_agent.symbols.cache import ImageCache
 
 _log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 _SHUTDOWN_TRIES: Final = 5
 
 
@@ -98,17 +99,22 @@ class SessionManager:
                 await self._adopt(process)
             except AlreadyHeldError as error:
                 _log.info("a process belongs to another agent", pid=process.pid, why=error.message)
-            except AgentError as error:
+            except (AgentError, OSError) as error:
                 _log.error(
                     "a process stays as a dead agent left it",
                     pid=process.pid,
-                    reason=error.reason,
-                    error=error.message,
-                    hint=error.hint,
+                    reason=error.reason if isinstance(error, AgentError) else "IO_ERROR",
+                    error=str(error),
+                    hint=error.hint if isinstance(error, AgentError) else "",
                 )
 
     async def _adopt(self, process: ProcessId) -> None:
         attachment = await asyncio.to_thread(adopt, process, self._images)
+        if attachment is not None and attachment.manifest.session.session_id in self._sessions:
+            # The process can write its journal too: two sessions have one name.
+            attachment.park()
+            attachment.close()
+            attachment = None
         if attachment is None:
             restored = await asyncio.to_thread(restore_orphan, process)
             if restored:
@@ -160,15 +166,21 @@ class SessionManager:
         """Leave the process as it was."""
         return await self._get(session_id).detach()
 
-    async def patch(self, session_id: str, order: PatchOrder) -> PatchOutcome:
-        """Enable tracepoints."""
-        return await self._get(session_id).patch(order)
+    async def patch(
+        self, session_id: str, order: PatchOrder, answer: Callable[[PatchOutcome], _T]
+    ) -> _T:
+        """Enable tracepoints; `answer` makes the reply, on the session's own thread."""
+        return await self._get(session_id).patch(order, answer)
 
     async def unpatch(
-        self, session_id: str, patterns: Sequence[str], writer: Writer
-    ) -> PatchOutcome:
-        """Disable tracepoints; no patterns means all."""
-        return await self._get(session_id).unpatch(patterns, writer)
+        self,
+        session_id: str,
+        patterns: Sequence[str],
+        writer: Writer,
+        answer: Callable[[PatchOutcome], _T],
+    ) -> _T:
+        """Disable tracepoints; no patterns means all. `answer` as for `patch`."""
+        return await self._get(session_id).unpatch(patterns, writer, answer)
 
     async def list_functions(
         self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int

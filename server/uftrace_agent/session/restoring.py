@@ -32,20 +32,6 @@ def instrumented_processes() -> list[ProcessId]:
     return found
 
 
-def patched_sites(process: ProcessId) -> int:
-    """How many sites of a process are patched, or may be, as its own memory tells.
-
-    Raises:
-        TargetGoneError: It ended.
-    """
-    with ProcessMemory(process.pid) as memory:
-        return sum(
-            entry.may_be_changed
-            for found in find_manifests(memory, read_mappings(memory.pid))
-            for entry in found.entries
-        )
-
-
 def restore_orphan(process: ProcessId) -> int:
     """Restore a process that only agents which died have been in, or their forked
     children: those of a process that is traced right now are left alone.
@@ -62,7 +48,8 @@ def restore_orphan(process: ProcessId) -> int:
             hint="detach there first: one process has one agent",
             metadata={"agent_pid": str(agent)},
         )
-    return restore_process(process) if patched_sites(process) else 0
+    is_changed = any(entry.may_be_changed for one in found for entry in one.entries)
+    return restore_process(process) if is_changed else 0
 
 
 def restore_process(process: ProcessId) -> int:

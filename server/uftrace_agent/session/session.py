@@ -94,6 +94,7 @@ class Session:
         self._functions = [
             traced for t in attachment.engine.tracepoints.values() for traced in _traced(t)
         ]
+        self._names = {traced.function_id: traced.function for traced in self._functions}
         self._drainer = Drainer(
             process.pid,
             self._rings,
@@ -137,9 +138,11 @@ class Session:
     def _of(cls, process: ProcessId, attachment: Attachment, record: SessionRecord) -> Session:
         try:
             return cls(process, attachment, record)
-        except ProcessLookupError as error:
+        except BaseException as error:
             attachment.close()
-            raise TargetGoneError(f"process {process.pid} is gone") from error
+            if isinstance(error, ProcessLookupError):
+                raise TargetGoneError(f"process {process.pid} is gone") from error
+            raise
 
     # What the next agent has to know is in the process before the first tracepoint is.
     def _resume(self, record: SessionRecord) -> Resumed:
@@ -153,7 +156,7 @@ class Session:
         # Above all numbers of the agents before.
         sequence = record.generation << _GENERATION_SHIFT
         self.feed.sequence = sequence
-        return Resumed(sequence, rings.taken_ever - record.taken_before)
+        return Resumed(sequence, max(rings.taken_ever - record.taken_before, 0))
 
     def parked(self) -> Attachment | None:
         """What of an ended session can be used again; None where the process is gone."""
@@ -161,11 +164,17 @@ class Session:
 
     # -- tracepoints -------------------------------------------------------
 
-    async def patch(self, order: PatchOrder) -> PatchOutcome:
-        """Enable the functions that the patterns mean."""
+    async def patch(self, order: PatchOrder, answer: Callable[[PatchOutcome], _T]) -> _T:
+        """Enable the functions that the patterns mean.
+
+        Args:
+            order: Which, and how.
+            answer: What to make of the outcome, on the session's own thread: with many
+                functions it takes a while.
+        """
         if not order.patterns:
             raise InvalidRequestError("no function is named", hint="give a name or a pattern")
-        return await self._run(lambda: self._patch(order))
+        return await self._run(lambda: answer(self._patch(order)))
 
     def _patch(self, order: PatchOrder) -> PatchOutcome:
         started = time.monotonic_ns()
@@ -180,14 +189,24 @@ class Session:
             owner=order.owner,
         )
         report = engine.enable(functions, options, self._announce)
-        return _outcome(report, started)
+        return self._outcome(report, started)
 
     def _announce(self, new: Sequence[Tracepoint]) -> None:
-        self._functions += [traced for tracepoint in new for traced in _traced(tracepoint)]
+        traced = [traced for tracepoint in new for traced in _traced(tracepoint)]
+        self._functions += traced
+        self._names.update((one.function_id, one.function) for one in traced)
 
-    async def unpatch(self, patterns: Sequence[str], writer: Writer) -> PatchOutcome:
-        """Disable the functions that the patterns mean; all, where there are none."""
-        return await self._run(lambda: self._unpatch(patterns, writer))
+    async def unpatch(
+        self, patterns: Sequence[str], writer: Writer, answer: Callable[[PatchOutcome], _T]
+    ) -> _T:
+        """Disable the functions that the patterns mean; all, where there are none.
+
+        Args:
+            patterns: Which.
+            writer: How.
+            answer: As for `patch`.
+        """
+        return await self._run(lambda: answer(self._unpatch(patterns, writer)))
 
     def _unpatch(self, patterns: Sequence[str], writer: Writer) -> PatchOutcome:
         started = time.monotonic_ns()
@@ -206,14 +225,39 @@ class Session:
         else:
             addresses = [a for a, t in engine.tracepoints.items() if t.enabled]
         engine.disable(addresses, EngineOptions(plan=PlanOptions(writer)), report)
-        return _outcome(report, started)
+        return self._outcome(report, started)
+
+    def _outcome(self, report: EngineReport, started: int) -> PatchOutcome:
+        return PatchOutcome(
+            results=[self._result(outcome) for outcome in report.outcomes],
+            longest_pause_ns=report.pauses.longest_ns,
+            longest_pause_tid=report.pauses.tid,
+            elapsed_ns=time.monotonic_ns() - started,
+            plan_ns=report.plan_ns,
+            writer_detail=report.writer_detail,
+            pauses=report.pauses.by_thread,
+        )
+
+    def _result(self, outcome: SiteOutcome) -> PatchResult:
+        plan = outcome.plan
+        return PatchResult(
+            function=self._names.get(outcome.function_id) or function_ref(outcome.function),
+            function_id=outcome.function_id,
+            status=outcome.status,
+            form=plan.form if plan else None,
+            writer=outcome.writer or (plan.writer if plan else None),
+            refusal=outcome.refusal,
+            exit_refusal=plan.exit_refusal if plan else None,
+            detail=outcome.detail,
+            kind=outcome.kind or (plan.kind if plan else None),
+        )
 
     def tracepoints(self) -> list[TracepointInfo]:
         """The enabled functions, by rising id."""
         enabled = [t for t in self._attachment.engine.tracepoints.values() if t.enabled]
         return [
             TracepointInfo(
-                _result(SiteOutcome(t.function, Status.ENABLED, t.function_id, t.plan)),
+                self._result(SiteOutcome(t.function, Status.ENABLED, t.function_id, t.plan)),
                 t.owner,
                 t.enabled_unix_ns,
             )
@@ -430,30 +474,3 @@ def _traced(tracepoint: Tracepoint) -> list[TracedFunction]:
             for record_id, label in sorted(events.items())
         ),
     ]
-
-
-def _outcome(report: EngineReport, started: int) -> PatchOutcome:
-    return PatchOutcome(
-        results=[_result(outcome) for outcome in report.outcomes],
-        longest_pause_ns=report.pauses.longest_ns,
-        longest_pause_tid=report.pauses.tid,
-        elapsed_ns=time.monotonic_ns() - started,
-        plan_ns=report.plan_ns,
-        writer_detail=report.writer_detail,
-        pauses=report.pauses.by_thread,
-    )
-
-
-def _result(outcome: SiteOutcome) -> PatchResult:
-    plan = outcome.plan
-    return PatchResult(
-        function=function_ref(outcome.function),
-        function_id=outcome.function_id,
-        status=outcome.status,
-        form=plan.form if plan else None,
-        writer=outcome.writer or (plan.writer if plan else None),
-        refusal=outcome.refusal,
-        exit_refusal=plan.exit_refusal if plan else None,
-        detail=outcome.detail,
-        kind=outcome.kind or (plan.kind if plan else None),
-    )

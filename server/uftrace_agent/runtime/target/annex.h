@@ -8,7 +8,7 @@
 #ifndef UF_ANNEX_H
 #define UF_ANNEX_H
 
-#define UF_ANNEX_VERSION 4
+#define UF_ANNEX_VERSION 5
 
 /* Parameter block at the start of every code region: constants of the session. */
 #define UF_PARAM_CONTROL 0
