@@ -80,7 +80,9 @@ def one_case(agent: Agent, program: str, pattern: str, writer: PatchWriter) -> d
     """Patch, unpatch, and both again, in a fresh process and a fresh session."""
     steps: dict[str, Step] = {}
     with (
-        TargetProcess(build(program), deadline=120) as target,
+        # In a session of its own, as services are: the scheduler shares the processors
+        # between it and the agent, and not among all their threads (sched(7), autogroup).
+        TargetProcess(build(program), deadline=120, wrapper=["setsid"]) as target,
         agent.client(timeout=300.0) as client,
     ):
         session_id = client.attach(ProcessRef(target.pid)).session.session_id
