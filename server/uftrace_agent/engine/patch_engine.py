@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
 
+from uftrace_agent.engine import outcomes
 from uftrace_agent.engine.adoption import Inheritance
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.exit_rules import ProcessTraits
 from uftrace_agent.engine.journal_entry import Entry, Phase
 from uftrace_agent.engine.layout import LANDING_BYTES, CodeLayout
+from uftrace_agent.engine.leaving import set_back_at_rest
 from uftrace_agent.engine.manifest import Manifest
-from uftrace_agent.engine.model import Refusal, Status, Writer
+from uftrace_agent.engine.model import Status, Writer
 from uftrace_agent.engine.native import scratch_layout
 from uftrace_agent.engine.neighbours import other_tracer
-from uftrace_agent.engine.planner import Planned, Planner
+from uftrace_agent.engine.planner import Planner
 from uftrace_agent.engine.program import Program, ProgramFunction
 from uftrace_agent.engine.report import (
     DEFAULT_STOP_DEADLINE_NS,
@@ -29,18 +30,13 @@ from uftrace_agent.engine.site_writer import DONE, Changed, SiteChange, SiteWrit
 from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.engine.trap_writer import TrapWriter
 from uftrace_agent.engine.unwinder import UnwinderHooks, find_unwinders
-from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
 from uftrace_agent.engine.writer_choice import WriterChoice, most_intrusive, writer_fits
 from uftrace_agent.errors import AgentError, BusyTargetError
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.runtime.host_library import SiteStatus
-from uftrace_agent.runtime.layout import ID_MAX, THUNK_SPAN
-
-_TOO_LATE: Final = (
-    "the threads did not stop in time; nothing was changed: try again, or give a longer deadline"
-)
+from uftrace_agent.runtime.layout import ID_MAX
 
 
 class PatchEngine:
@@ -143,10 +139,7 @@ class PatchEngine:
             self._abandon(planned, layout)
             raise
         if options.all_or_nothing and report.has_refusal():
-            report.outcomes += [
-                SiteOutcome(t.function, Status.NOT_ENABLED, t.function_id, t.plan)
-                for t in (*parked, *new)
-            ]
+            report.outcomes += outcomes.not_enabled((*parked, *new))
             return report
         announce(new)
         self._write(parked + new, options, choice, report)
@@ -178,29 +171,11 @@ class PatchEngine:
             elif known is None:
                 unknown.append(function)
             elif known.enabled and self._is_in_place(known.plan.head):
-                report.outcomes.append(
-                    SiteOutcome(
-                        function,
-                        Status.ALREADY_ENABLED,
-                        known.function_id,
-                        known.plan,
-                        detail=f"enabled by {known.owner}" if known.owner else "",
-                    )
-                )
+                report.outcomes.append(outcomes.already_enabled(known))
             elif known.entry_only != options.plan.entry_only or not writer_fits(
                 known.plan, options.plan.writer
             ):
-                # Its trampoline may still be in use: a second one cannot take
-                # its place while this session lasts.
-                report.outcomes.append(
-                    SiteOutcome(
-                        function,
-                        Status.REFUSED,
-                        known.function_id,
-                        refusal=Refusal.WRITER_UNSUITABLE,
-                        detail="it was enabled in another way before: detach, then patch again",
-                    )
-                )
+                report.outcomes.append(outcomes.other_way_before(known))
             else:
                 parked.append(known)
         if options.dry_run:
@@ -218,21 +193,15 @@ class PatchEngine:
         )
         # A function with events has up to two ids more.
         room = max((ID_MAX - self._next_id) // 3, 0)
-        outcomes = planner.plan(unknown[:room], self._next_id, options.plan)
         planned: list[Tracepoint] = []
-        for outcome in outcomes:
-            if outcome.plan is None:
-                report.outcomes.append(_refused(outcome))
+        for one in planner.plan(unknown[:room], self._next_id, options.plan):
+            if one.plan is None:
+                report.outcomes.append(outcomes.refused(one))
                 continue
             planned.append(
-                Tracepoint(
-                    outcome.function_id, outcome.function, outcome.plan, options.plan.entry_only
-                )
+                Tracepoint(one.function_id, one.function, one.plan, options.plan.entry_only)
             )
-        report.outcomes += [
-            SiteOutcome(f, Status.REFUSED, refusal=Refusal.TABLE_FULL, detail="no id is left")
-            for f in unknown[room:]
-        ]
+        report.outcomes += map(outcomes.no_id_left, unknown[room:])
         if not options.dry_run:
             self._next_id = planner.next_id
         return parked, planned, layout
@@ -280,15 +249,7 @@ class PatchEngine:
         for tracepoint in planned:
             if _any_inside(tracepoint.plan.all_writes(), failed):
                 self._abandon([tracepoint], layout)
-                report.outcomes.append(
-                    SiteOutcome(
-                        tracepoint.function,
-                        Status.REFUSED,
-                        refusal=Refusal.NO_TRAMPOLINE_SPACE,
-                        detail="the kernel refused memory at its trampoline's address "
-                        "(taken meanwhile, or vm.max_map_count is reached)",
-                    )
-                )
+                report.outcomes.append(outcomes.no_trampoline_space(tracepoint))
                 continue
             ready.append(tracepoint)
             self.tracepoints[tracepoint.function.address] = tracepoint
@@ -370,16 +331,7 @@ class PatchEngine:
         tracepoint.enabled = True
         tracepoint.conflicting = False
         tracepoint.owner = options.owner
-        report.outcomes.append(
-            SiteOutcome(
-                tracepoint.function,
-                Status.ENABLED,
-                tracepoint.function_id,
-                tracepoint.plan,
-                writer,
-                detail=tracepoint.plan.detail,
-            )
-        )
+        report.outcomes.append(outcomes.enabled(tracepoint, writer))
 
     # A function some of whose sites could not be changed: the others go back.
     def _take_back(
@@ -395,16 +347,12 @@ class PatchEngine:
         ]
         if changed:
             self._writer.change(changed, DEFAULT_STOP_DEADLINE_NS, report.pauses)
-        late = None in statuses
-        refusal, detail = Refusal.STOP_TIMED_OUT, _TOO_LATE
-        if not late:
-            refusal = Refusal.FOREIGN_PATCH
+        foreign = None
+        if None not in statuses:
             head = tracepoint.plan.head
             live = self._memory.read_some(head.address, len(head.expected))
-            detail = self._architecture.name_foreign_patch(head.expected, live)
-        report.outcomes.append(
-            SiteOutcome(tracepoint.function, Status.REFUSED, refusal=refusal, detail=detail)
-        )
+            foreign = self._architecture.name_foreign_patch(head.expected, live)
+        report.outcomes.append(outcomes.not_written(tracepoint, foreign))
 
     def _journal(self, tracepoints: Sequence[Tracepoint], phase: Phase) -> None:
         new = [t for t in tracepoints if not t.is_journaled]
@@ -448,11 +396,7 @@ class PatchEngine:
         """
         chosen = [self.tracepoints[address] for address in addresses]
         enabled = [t for t in chosen if t.enabled]
-        report.outcomes += [
-            SiteOutcome(t.function, Status.NOT_ENABLED, t.function_id, t.plan)
-            for t in chosen
-            if not t.enabled
-        ]
+        report.outcomes += outcomes.not_enabled(t for t in chosen if not t.enabled)
         if not enabled:
             return
         choice = self._choice(options.plan.writer, report.pauses)
@@ -470,7 +414,7 @@ class PatchEngine:
             if not tracepoint.conflicting:
                 restored.append(tracepoint)
             writer = most_intrusive(changed.writers[span])
-            report.outcomes.append(_disabled(tracepoint, writer))
+            report.outcomes.append(outcomes.disabled(tracepoint, writer))
         self._journal(late, Phase.PATCHED)
         self._journal(restored, Phase.FREE)
         self._park(changed.parked, restored)
@@ -514,67 +458,20 @@ class PatchEngine:
         if not self.tracepoints and not heads:
             return report
         self._traps.finish(report.pauses)
-        repair = FrameRepair(self._annex.thunks, THUNK_SPAN, self._annex.read_slots())
-        code = self._annex.code_ranges
-        plans = [plan for plan, _ in self._parked.values()]
-        tails = [plan.tail.reversed() for plan in plans if plan.tail is not None]
-        spans = [(tail.address, tail.end) for tail in tails]
-        orders = [
-            StopOrder(
-                [*heads, *tails], deadline_ns, sorted([*code, *spans]), repair, watched=spans
-            ),
-            # Some thread never leaves our code (starved, or stopped in it): that is no
-            # danger, since the code stays.
-            StopOrder([*heads, *tails], 10 * deadline_ns, spans, repair, watched=spans),
-        ]
-        if tails:
-            # Some stack holds an address in padding: then that stays as it is.
-            orders.append(StopOrder(heads, 10 * deadline_ns, (), repair))
-        statuses, report.frames = self._stop(orders, report.pauses)
-        if len(statuses) > len(heads):
+        tails_are_back, report.frames = set_back_at_rest(
+            self._memory,
+            self._annex,
+            heads,
+            [plan for plan, _ in self._parked.values()],
+            deadline_ns,
+            report.pauses,
+        )
+        if tails_are_back:
             self._manifest.mark(sorted(self._parked), Phase.FREE)
             self._parked.clear()
         self._hooks.removed()
         report.pauses.merge(self._annex.caller.take_pauses())
         return report
-
-    # The first of the orders that succeeds.
-    def _stop(self, orders: Sequence[StopOrder], pauses: Pauses) -> tuple[list[SiteStatus], int]:
-        for order in orders[:-1]:
-            try:
-                return write_stopped(self._memory, order, pauses)
-            except BusyTargetError:
-                continue
-        return write_stopped(self._memory, orders[-1], pauses)
-
-
-def _refused(planned: Planned) -> SiteOutcome:
-    return SiteOutcome(
-        planned.function,
-        Status.REFUSED,
-        refusal=planned.refusal,
-        detail=planned.detail,
-        kind=planned.kind,
-    )
-
-
-def _disabled(tracepoint: Tracepoint, writer: Writer) -> SiteOutcome:
-    if not tracepoint.conflicting:
-        return SiteOutcome(
-            tracepoint.function,
-            Status.DISABLED,
-            tracepoint.function_id,
-            tracepoint.plan,
-            writer,
-        )
-    return SiteOutcome(
-        tracepoint.function,
-        Status.CONFLICT,
-        tracepoint.function_id,
-        tracepoint.plan,
-        refusal=Refusal.FOREIGN_PATCH,
-        detail="somebody else changed the site since: it was left alone",
-    )
 
 
 def _any_inside(writes: Sequence[CodeWrite], ranges: Sequence[tuple[int, int]]) -> bool:

@@ -1,0 +1,67 @@
+"""The last stop of a session: what only a look at every stack can set back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from uftrace_agent.engine.annex import Annex
+from uftrace_agent.engine.site import Patch, SitePlan
+from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
+from uftrace_agent.errors import BusyTargetError
+from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.pauses import Pauses
+from uftrace_agent.runtime.layout import THUNK_SPAN
+
+
+def set_back_at_rest(
+    memory: ProcessMemory,
+    annex: Annex,
+    heads: Sequence[Patch],
+    parked: Sequence[SitePlan],
+    deadline_ns: int,
+    pauses: Pauses,
+) -> tuple[bool, int]:
+    """Set back hooks, tails in padding, and return addresses on stacks, at a moment at
+    which no thread is in our code.
+
+    Args:
+        memory: The process's.
+        annex: Its annex; the probes are off.
+        heads: Ways back of hooks.
+        parked: Sites whose tails wait for being set back.
+        deadline_ns: Of one stop.
+        pauses: Gets how long threads stood still.
+
+    Returns:
+        Whether the tails are set back, and how many return addresses were.
+
+    Raises:
+        BusyTargetError: The threads did not stop in time.
+        TargetGoneError: The process ended.
+    """
+    repair = FrameRepair(annex.thunks, THUNK_SPAN, annex.read_slots())
+    tails = [plan.tail.reversed() for plan in parked if plan.tail is not None]
+    spans = [(tail.address, tail.end) for tail in tails]
+    orders = [
+        StopOrder(
+            [*heads, *tails],
+            deadline_ns,
+            sorted([*annex.code_ranges, *spans]),
+            repair,
+            watched=spans,
+        ),
+        # Some thread never leaves our code (starved, or stopped in it): that is no
+        # danger, since the code stays.
+        StopOrder([*heads, *tails], 10 * deadline_ns, spans, repair, watched=spans),
+    ]
+    if tails:
+        # Some stack holds an address in padding: then that stays as it is.
+        orders.append(StopOrder(heads, 10 * deadline_ns, (), repair))
+    for order in orders[:-1]:
+        try:
+            _, frames = write_stopped(memory, order, pauses)
+        except BusyTargetError:
+            continue
+        return True, frames
+    _, frames = write_stopped(memory, orders[-1], pauses)
+    return not tails, frames
