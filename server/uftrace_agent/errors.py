@@ -5,6 +5,7 @@
       NotFoundError              process, session or function is not there
         NoSuchProcessError
         NoSuchSessionError
+        NoSuchLeaseError
         NoSuchFunctionError      with near names
       ConflictError              somebody else is in the way
         AlreadyHeldError
@@ -76,6 +77,12 @@ class NoSuchSessionError(NotFoundError):
     """No such session on this agent."""
 
     default_reason = "NO_SUCH_SESSION"
+
+
+class NoSuchLeaseError(NotFoundError):
+    """No such lease in the session."""
+
+    default_reason = "NO_SUCH_LEASE"
 
 
 class NoSuchFunctionError(NotFoundError):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from uftrace_agent.engine.lease_record import LeaseRecord
 from uftrace_agent.engine.manifest import (
     CAPACITY,
     MANIFEST_BYTES,
@@ -282,3 +283,17 @@ def test_the_session_of_a_torn_header_is_none(place: Place, manifest: Manifest) 
     place.damage(80)
     (found,) = find_manifests(place.memory, [place.mapping])
     assert found.session == SessionRecord()
+
+
+def test_leases_are_found_again(place: Place, manifest: Manifest) -> None:
+    manifest.reserve(3)
+    manifest.write([(0, replace(PUN, leases=1 << 31)), (1, PUN), (2, HOP)])
+    manifest.write_leases([(2, LeaseRecord("live-1", 77)), (31, LeaseRecord("other", 99))])
+    manifest.set_leases([0, 2], 6)
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert [entry.leases for entry in found.entries] == [6, 0, 6]
+    assert [replace(entry, leases=0) for entry in found.entries] == [PUN, PUN, HOP]
+    assert found.leases == ((2, LeaseRecord("live-1", 77)), (31, LeaseRecord("other", 99)))
+    manifest.write_leases([])
+    (found,) = find_manifests(place.memory, [place.mapping])
+    assert found.leases == ()

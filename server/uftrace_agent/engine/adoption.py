@@ -97,4 +97,5 @@ def _tracepoint(
         is_journaled=True,
         enabled=True,
         owner=owner,
+        leases=last[1].leases,
     )

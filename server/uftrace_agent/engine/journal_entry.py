@@ -20,6 +20,10 @@ from uftrace_agent.runtime.layout import SITE_BYTES
 _ENTRY: Final = struct.Struct("<BBBBIQQ16s16s8s8sQQQIHBBBBBBB")
 _ENTRY_CRC: Final = struct.Struct("<I")
 PHASE_OFFSET: Final = 0
+# Behind the crc, in a word of its own for the same reason: the leases that hold the
+# tracepoint, a bit each.
+LEASES_OFFSET: Final = 116
+_LEASES: Final = struct.Struct("<I")
 # Where an entry says its form, which is never 0.
 FORM_OFFSET: Final = 1
 _HAS_EXIT: Final = 1
@@ -140,14 +144,22 @@ class Entry:
     tail: Patch | None
     landing: int = 0
     facts: SiteFacts = SiteFacts()
+    leases: int = 0
 
     @staticmethod
     def of(
-        plan: SitePlan, function_id: int, phase: Phase, sites: int = 1, entry_only: bool = False
+        plan: SitePlan,
+        function_id: int,
+        phase: Phase,
+        sites: int = 1,
+        entry_only: bool = False,
+        leases: int = 0,
     ) -> Entry:
         """The entry of a planned site of a function with so many of them."""
         facts = SiteFacts.of(plan, sites, entry_only)
-        return Entry(phase, plan.form, function_id, plan.head, plan.tail, plan.landing, facts)
+        return Entry(
+            phase, plan.form, function_id, plan.head, plan.tail, plan.landing, facts, leases
+        )
 
     @staticmethod
     def of_memory(start: int, size: int) -> Entry:
@@ -207,7 +219,8 @@ class Entry:
             self.landing,
             *self.facts.pack(),
         )
-        return (body + _ENTRY_CRC.pack(_crc(body))).ljust(SITE_BYTES, b"\0")
+        checked = (body + _ENTRY_CRC.pack(_crc(body))).ljust(LEASES_OFFSET, b"\0")
+        return (checked + _LEASES.pack(self.leases)).ljust(SITE_BYTES, b"\0")
 
     @staticmethod
     def unpack(data: bytes) -> Entry | None:
@@ -224,7 +237,16 @@ class Entry:
         head = Patch(at, old[:head_size], new[:head_size])
         try:
             facts = SiteFacts.unpack(fields[12:])
-            return Entry(Phase(phase), Form(form), function_id, head, tail, landing, facts)
+            return Entry(
+                Phase(phase),
+                Form(form),
+                function_id,
+                head,
+                tail,
+                landing,
+                facts,
+                *_LEASES.unpack_from(data, LEASES_OFFSET),
+            )
         except ValueError:  # no agent wrote that: the process can write here too
             return None
 

@@ -17,7 +17,19 @@ from typing import Final
 
 import numpy as np
 
-from uftrace_agent.engine.journal_entry import FORM_OFFSET, PHASE_OFFSET, Entry, Phase
+from uftrace_agent.engine.journal_entry import (
+    FORM_OFFSET,
+    LEASES_OFFSET,
+    PHASE_OFFSET,
+    Entry,
+    Phase,
+)
+from uftrace_agent.engine.lease_record import (
+    LEASE_TABLE_BYTES,
+    LeaseRecord,
+    pack_leases,
+    unpack_leases,
+)
 from uftrace_agent.errors import ExhaustedError
 from uftrace_agent.process.address_space import Mapping, code_ranges
 from uftrace_agent.process.memory import ProcessMemory
@@ -36,6 +48,8 @@ MANIFEST_BYTES: Final = MANIFEST_HEADER_BYTES + CAPACITY * SITE_BYTES
 # records taken and lost before it; crc of all before.
 _HEADER: Final = struct.Struct("<QIIQ36sIQQQ16s64sIQQQ")
 _HEADER_CRC: Final = struct.Struct("<I")
+# In the header's page, behind it.
+_LEASE_TABLE_OFFSET: Final = 512
 # Of agents that took a session over: sequence numbers have room for so many.
 _MOST_GENERATIONS: Final = 1 << 20
 _SESSION_ID: Final = re.compile(rb"[0-9a-f]{12}")
@@ -153,14 +167,33 @@ class Manifest:
             indices: Theirs, by rising numbers.
             phase: The same for all.
         """
+        self._stamp(indices, PHASE_OFFSET, bytes([phase]))
+
+    def set_leases(self, indices: Sequence[int], leases: int) -> None:
+        """Say of entries that are there which leases hold their tracepoints.
+
+        Args:
+            indices: Theirs, by rising numbers.
+            leases: A bit each, the same for all entries; 0: none is needed.
+        """
+        self._stamp(indices, LEASES_OFFSET, leases.to_bytes(4, "little"))
+
+    def write_leases(self, leases: Sequence[tuple[int, LeaseRecord]]) -> None:
+        """Write the leases of the session, with their places."""
+        self._memory.write(self.address + _LEASE_TABLE_OFFSET, pack_leases(leases))
+
+    # The same bytes in many entries, each of which changes in one store (or not at all).
+    def _stamp(self, indices: Sequence[int], offset: int, data: bytes) -> None:
         places = np.asarray(indices, np.int64)
+        stamp = np.frombuffer(data, "u1")
         for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
             if not run.size:
                 continue
             address = self._entry_address(int(run[0]))
-            rows = np.frombuffer(bytearray(self._memory.read(address, run.size * SITE_BYTES)), "u1")
-            rows[PHASE_OFFSET::SITE_BYTES] = phase
-            self._memory.write(address, rows.tobytes())
+            raw = bytearray(self._memory.read(address, run.size * SITE_BYTES))
+            rows = np.frombuffer(raw, "u1").reshape(-1, SITE_BYTES)
+            rows[:, offset : offset + stamp.size] = stamp
+            self._memory.write(address, bytes(raw))
 
     def clear(self, indices: Iterable[int]) -> None:
         """Have no entries there: what they were about is not so."""
@@ -245,6 +278,7 @@ class FoundManifest:
         entries: What it says that can be so.
         rows: The place of each entry.
         row_count: How many places may hold anything.
+        leases: Those of the session, with their places.
         session: The session that held the process; none if the header is torn.
     """
 
@@ -253,6 +287,7 @@ class FoundManifest:
     entries: tuple[Entry, ...]
     rows: tuple[int, ...] = ()
     row_count: int = 0
+    leases: tuple[tuple[int, LeaseRecord], ...] = ()
     session: SessionRecord = SessionRecord()
 
 
@@ -308,6 +343,9 @@ def _read_manifest(
         entries=tuple(entry for _, entry in whole_entries),
         rows=tuple(row for row, _ in whole_entries),
         row_count=used[-1] + 1 if used else 0,
+        leases=tuple(
+            unpack_leases(memory.read_some(address + _LEASE_TABLE_OFFSET, LEASE_TABLE_BYTES))
+        ),
         session=session,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from uftrace_agent.engine import outcomes
+from uftrace_agent.engine import holds, outcomes
 from uftrace_agent.engine.adoption import Inheritance
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.architecture import Architecture
@@ -142,6 +142,8 @@ class PatchEngine:
             report.outcomes += outcomes.not_enabled((*parked, *new))
             return report
         announce(new)
+        before = [o.function.address for o in report.outcomes if o.status is Status.ALREADY_ENABLED]
+        holds.extend(self._manifest, (self.tracepoints[at] for at in before), options.lease)
         self._write(parked + new, options, choice, report)
         report.pauses.merge(self._annex.caller.take_pauses())
         return report
@@ -269,6 +271,7 @@ class PatchEngine:
     ) -> None:
         if not tracepoints:
             return
+        holds.begin(self._manifest, tracepoints, options.lease)
         self._journal(tracepoints, Phase.PATCHING)
         self._annex.enable(True)
         changed, spans = self._change(tracepoints, options, choice, report, restores=False)
@@ -358,7 +361,7 @@ class PatchEngine:
         new = [t for t in tracepoints if not t.is_journaled]
         self._manifest.write(
             [
-                (index, Entry.of(site, t.function_id, phase, len(rows), t.entry_only))
+                (index, Entry.of(site, t.function_id, phase, len(rows), t.entry_only, t.leases))
                 for t in new
                 for rows in (t.journal_rows(),)
                 for index, site in rows
@@ -435,6 +438,21 @@ class PatchEngine:
                 if id(site) in waiting:
                     self._parked[index] = (site, tracepoint.function_id)
                     self._manifest.mark([index], Phase.PARKED)
+
+    def lapse(self, alive: int, report: EngineReport) -> None:
+        """Disable what is held by leases, and by none that is alive.
+
+        Args:
+            alive: The bits of the leases that have not ended.
+            report: Gets the outcomes.
+
+        Raises:
+            TargetGoneError: The process ended.
+            BusyTargetError: As for `disable`; call again.
+        """
+        enabled = [t for t in self.tracepoints.values() if t.enabled]
+        lapsed = holds.lapse(self._manifest, enabled, alive)
+        self.disable([t.function.address for t in lapsed], EngineOptions(), report)
 
     # -- leaving -----------------------------------------------------------
 

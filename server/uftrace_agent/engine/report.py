@@ -16,13 +16,23 @@ DEFAULT_STOP_DEADLINE_NS: Final = 50_000_000
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How one request is to be carried out."""
+    """How one request is to be carried out.
+
+    Attributes:
+        plan: What may be planned.
+        all_or_nothing: Refuse everything where one function is refused.
+        dry_run: Plan, and change nothing.
+        stop_deadline_ns: For one stop.
+        owner: Who asks.
+        lease: The bit of the lease that is to hold the tracepoints; 0: they stay.
+    """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
     all_or_nothing: bool = False
     dry_run: bool = False
     stop_deadline_ns: int = DEFAULT_STOP_DEADLINE_NS
     owner: str = ""
+    lease: int = 0
 
 
 @dataclass(frozen=True, slots=True)

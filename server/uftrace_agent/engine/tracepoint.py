@@ -23,6 +23,7 @@ class Tracepoint:
         conflicting: Somebody else changed the site while it was enabled.
         owner: Who enabled it.
         enabled_unix_ns: Since when.
+        leases: Those that hold it, a bit each; 0: it stays until it is taken out.
     """
 
     function_id: int
@@ -35,6 +36,7 @@ class Tracepoint:
     conflicting: bool = False
     owner: str = ""
     enabled_unix_ns: int = 0
+    leases: int = 0
 
     def journal_rows(self) -> list[tuple[int, SitePlan]]:
         """Its sites, with their indices in the manifest."""
