@@ -1,6 +1,6 @@
 """The journal of sites in the target: the only truth after a crash of the agent.
 
-A header page, then one 128-byte entry a site. An entry is written before the
+Two header pages, then one 128-byte entry a site. An entry is written before the
 byte that it describes; what a site is can be told from the entry and the live
 bytes alone: they are the original, ours, or somebody else's.
 """
@@ -48,8 +48,8 @@ MANIFEST_BYTES: Final = MANIFEST_HEADER_BYTES + CAPACITY * SITE_BYTES
 # records taken and lost before it; crc of all before.
 _HEADER: Final = struct.Struct("<QIIQ36sIQQQ16s64sIQQQ")
 _HEADER_CRC: Final = struct.Struct("<I")
-# In the header's page, behind it.
-_LEASE_TABLE_OFFSET: Final = 512
+# In the second page of the header.
+_LEASE_TABLE_OFFSET: Final = 4096
 # Of agents that took a session over: sequence numbers have room for so many.
 _MOST_GENERATIONS: Final = 1 << 20
 _SESSION_ID: Final = re.compile(rb"[0-9a-f]{12}")

@@ -121,7 +121,7 @@
 
 /* Manifest: header, then one entry a site. */
 #define UF_MANIFEST_MAGIC 0x31464d6563617266
-#define UF_MANIFEST_HEADER_BYTES 4096
+#define UF_MANIFEST_HEADER_BYTES 8192
 #define UF_SITE_BYTES 128
 
 #endif
