@@ -164,6 +164,17 @@ class CodeLayout:
         """Return a stub that was never reachable."""
         region.free_stubs.append(stub)
 
+    def give_back_stub_at(self, stub: int) -> None:
+        """The same; one that an earlier agent left in memory of its own stays unused."""
+        for region in self.regions:
+            if region.base <= stub < region.end:
+                region.free_stubs.append(stub)
+
+    def give_back_in_yard(self, start: int, size: int) -> None:
+        """Return bytes that `place_by_low_byte` gave."""
+        self._in_yards.difference_update(range(start, start + size))
+        self._next_in_yard.clear()
+
     def place_by_low_byte(self, low: int, high: int, low_byte: int, size: int) -> int:
         """`size` bytes in reach of code in [low, high), at an address that ends in a
         given byte: where a jump leads whose displacement must have such a byte.

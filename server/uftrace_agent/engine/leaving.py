@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.site import Patch, SitePlan
@@ -13,6 +14,22 @@ from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.runtime.layout import THUNK_SPAN
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What was set back.
+
+    Attributes:
+        tails_are_back: Whether padding is as it was.
+        frames: How many return addresses on stacks were set back.
+        is_idle: No thread was in our code, or is to go on there after a signal handler:
+            what is in it may be something else from now on.
+    """
+
+    tails_are_back: bool
+    frames: int
+    is_idle: bool
+
+
 def set_back_at_rest(
     memory: ProcessMemory,
     annex: Annex,
@@ -20,7 +37,7 @@ def set_back_at_rest(
     parked: Sequence[SitePlan],
     deadline_ns: int,
     pauses: Pauses,
-) -> tuple[bool, int]:
+) -> Rest:
     """Set back hooks, tails in padding, and return addresses on stacks, at a moment at
     which no thread is in our code.
 
@@ -32,9 +49,6 @@ def set_back_at_rest(
         deadline_ns: Of one stop.
         pauses: Gets how long threads stood still.
 
-    Returns:
-        Whether the tails are set back, and how many return addresses were.
-
     Raises:
         BusyTargetError: The threads did not stop in time.
         TargetGoneError: The process ended.
@@ -42,14 +56,19 @@ def set_back_at_rest(
     repair = FrameRepair(annex.thunks, THUNK_SPAN, annex.read_slots())
     tails = [plan.tail.reversed() for plan in parked if plan.tail is not None]
     spans = [(tail.address, tail.end) for tail in tails]
+    everywhere = sorted([*annex.code_ranges, *spans])
+    stubs = [one for one in annex.code_ranges if not one[0] <= annex.thunks < one[1]]
     orders = [
+        # Once: what looks like an address of a stub may be left over on a stack (H67).
         StopOrder(
             [*heads, *tails],
             deadline_ns,
-            sorted([*annex.code_ranges, *spans]),
+            everywhere,
             repair,
-            watched=spans,
+            attempts=1,
+            watched=sorted([*stubs, *spans]),
         ),
+        StopOrder([*heads, *tails], deadline_ns, everywhere, repair, watched=spans),
         # Some thread never leaves our code (starved, or stopped in it): that is no
         # danger, since the code stays.
         StopOrder([*heads, *tails], 10 * deadline_ns, spans, repair, watched=spans),
@@ -62,6 +81,6 @@ def set_back_at_rest(
             _, frames = write_stopped(memory, order, pauses)
         except BusyTargetError:
             continue
-        return True, frames
+        return Rest(True, frames, order is orders[0])
     _, frames = write_stopped(memory, orders[-1], pauses)
-    return not tails, frames
+    return Rest(not tails, frames, False)

@@ -118,6 +118,8 @@ class Manifest:
         self.identity = identity
         self.session = SessionRecord()
         self._in_use = 0
+        # Places that serve no site any more, by how many there are in a row.
+        self._free_rows: dict[int, list[int]] = {}
 
     @classmethod
     def of_found(cls, memory: ProcessMemory, found: FoundManifest, identity: Identity) -> Manifest:
@@ -155,6 +157,26 @@ class Manifest:
         self._in_use += count
         self._write_header()
         return first
+
+    def reserve_each(self, counts: Sequence[int]) -> list[int]:
+        """The first index of each of several functions with so many sites.
+
+        Raises:
+            ExhaustedError: The journal is full.
+        """
+        free = self._free_rows
+        rows = [free[count].pop() if free.get(count) else -1 for count in counts]
+        new = [count for count, row in zip(counts, rows, strict=True) if row < 0]
+        next_row = self.reserve(sum(new)) if new else 0
+        for index, count in enumerate(counts):
+            if rows[index] < 0:
+                rows[index] = next_row
+                next_row += count
+        return rows
+
+    def give_back(self, first: int, count: int) -> None:
+        """Places of sites that are as they were, and are none any more."""
+        self._free_rows.setdefault(count, []).append(first)
 
     def write(self, entries: Sequence[tuple[int, Entry]]) -> None:
         """Write entries at their indices, neighbours in one write."""

@@ -25,12 +25,14 @@ from uftrace_agent.engine.report import (
     EngineReport,
     SiteOutcome,
 )
+from uftrace_agent.engine.reservations import give_back
+from uftrace_agent.engine.reuse import serves_again
 from uftrace_agent.engine.site import CodeWrite, Patch, SitePlan
 from uftrace_agent.engine.site_writer import DONE, Changed, SiteChange, SiteWriter
 from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.engine.trap_writer import TrapWriter
 from uftrace_agent.engine.unwinder import UnwinderHooks, find_unwinders
-from uftrace_agent.engine.writer_choice import WriterChoice, most_intrusive, writer_fits
+from uftrace_agent.engine.writer_choice import WriterChoice, most_intrusive
 from uftrace_agent.errors import AgentError, BusyTargetError
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.memory import ProcessMemory
@@ -166,6 +168,7 @@ class PatchEngine:
         parked: list[Tracepoint] = []
         unknown: list[ProgramFunction] = []
         self._forget_unloaded()
+        traits = self.process_traits()
         for function in functions:
             known = self.tracepoints.get(function.address)
             if refused := choice.refusal(function):
@@ -174,12 +177,13 @@ class PatchEngine:
                 unknown.append(function)
             elif known.enabled and self._is_in_place(known.plan.head):
                 report.outcomes.append(outcomes.already_enabled(known))
-            elif known.entry_only != options.plan.entry_only or not writer_fits(
-                known.plan, options.plan.writer
-            ):
-                report.outcomes.append(outcomes.other_way_before(known))
-            else:
+            elif serves_again(known, options.plan, traits):
                 parked.append(known)
+            elif known.is_idle and not options.dry_run:
+                self._forget(known)
+                unknown.append(function)
+            else:
+                report.outcomes.append(outcomes.other_way_before(known))
         if options.dry_run:
             layout = scratch_layout(self._memory.pid, self._architecture)
         else:
@@ -188,7 +192,7 @@ class PatchEngine:
         planner = Planner(
             self._architecture,
             layout,
-            self.process_traits(),
+            traits,
             frozenset(self._hooks.addresses),
             self._memory,
             other_tracer(self._program.modules),
@@ -225,6 +229,13 @@ class PatchEngine:
             self._annex.layout.release(tracepoint.plan.patches())
             del self.tracepoints[address]
 
+    def _forget(self, tracepoint: Tracepoint) -> None:
+        for index, _ in tracepoint.journal_rows():
+            self._parked.pop(index, None)
+        give_back(self._annex.layout, tracepoint.plan)
+        self._manifest.give_back(tracepoint.journal_index, len(tracepoint.plan.sites()))
+        del self.tracepoints[tracepoint.function.address]
+
     def process_traits(self) -> ProcessTraits:
         """What of the process forbids hijacked returns."""
         found = find_unwinders(self._program.modules)
@@ -236,11 +247,7 @@ class PatchEngine:
     # Give back what plans that are not carried out had reserved.
     def _abandon(self, planned: Iterable[Tracepoint], layout: CodeLayout) -> None:
         for tracepoint in planned:
-            layout.release(tracepoint.plan.patches())
-            for site in tracepoint.plan.sites():
-                for write in site.writes:
-                    if write.address == site.landing:
-                        layout.give_back_landing(write.address, len(write.code))
+            give_back(layout, tracepoint.plan)
 
     # Everything that no thread can see yet: memory, stubs, landings, journal.
     def _prepare(
@@ -256,10 +263,9 @@ class PatchEngine:
             ready.append(tracepoint)
             self.tracepoints[tracepoint.function.address] = tracepoint
         self._annex.write_code(write for t in ready for write in t.plan.all_writes())
-        index = self._manifest.reserve(sum(len(t.plan.sites()) for t in ready))
-        for tracepoint in ready:
-            tracepoint.journal_index = index
-            index += len(tracepoint.plan.sites())
+        rows = self._manifest.reserve_each([len(t.plan.sites()) for t in ready])
+        for tracepoint, row in zip(ready, rows, strict=True):
+            tracepoint.journal_index = row
         return ready
 
     def _write(
@@ -332,7 +338,7 @@ class PatchEngine:
         self, tracepoint: Tracepoint, writer: Writer, options: EngineOptions, report: EngineReport
     ) -> None:
         tracepoint.enabled = True
-        tracepoint.conflicting = False
+        tracepoint.conflicting = tracepoint.is_idle = False
         tracepoint.owner = options.owner
         report.outcomes.append(outcomes.enabled(tracepoint, writer))
 
@@ -476,7 +482,7 @@ class PatchEngine:
         if not self.tracepoints and not heads:
             return report
         self._traps.finish(report.pauses)
-        tails_are_back, report.frames = set_back_at_rest(
+        rest = set_back_at_rest(
             self._memory,
             self._annex,
             heads,
@@ -484,7 +490,10 @@ class PatchEngine:
             deadline_ns,
             report.pauses,
         )
-        if tails_are_back:
+        report.frames = rest.frames
+        for tracepoint in self.tracepoints.values():
+            tracepoint.is_idle = rest.is_idle and not tracepoint.conflicting
+        if rest.tails_are_back:
             self._manifest.mark(sorted(self._parked), Phase.FREE)
             self._parked.clear()
         self._hooks.removed()

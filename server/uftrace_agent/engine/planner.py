@@ -10,6 +10,7 @@ from uftrace_agent.engine.exit_rules import ProcessTraits, exit_refusal
 from uftrace_agent.engine.layout import CodeLayout
 from uftrace_agent.engine.model import Form, Refusal, RefusedError, SiteKind, Writer
 from uftrace_agent.engine.program import ProgramFunction
+from uftrace_agent.engine.reservations import give_back
 from uftrace_agent.engine.site import Patch, SitePlan
 from uftrace_agent.process.memory import ProcessMemory
 
@@ -122,7 +123,7 @@ class Planner:
                 return checked
             return replace(checked, others=tuple(map(self._checked_site, plan.others)))
         except RefusedError:
-            self._layout.release(plan.patches())
+            give_back(self._layout, plan)
             raise
 
     def _checked_site(self, site: SitePlan) -> SitePlan:

@@ -24,6 +24,7 @@ class Tracepoint:
         owner: Who enabled it.
         enabled_unix_ns: Since when.
         leases: Those that hold it, a bit each; 0: it stays until it is taken out.
+        is_idle: No thread can be in its code: it has been left since it was enabled.
     """
 
     function_id: int
@@ -37,6 +38,7 @@ class Tracepoint:
     owner: str = ""
     enabled_unix_ns: int = 0
     leases: int = 0
+    is_idle: bool = False
 
     def journal_rows(self) -> list[tuple[int, SitePlan]]:
         """Its sites, with their indices in the manifest."""

@@ -106,6 +106,9 @@ class UnwinderHooks:
         self._manifest = manifest
         self._architecture = architecture
         self._hooks: list[Hook] = []
+        # Those that are out, by address: their stubs and places serve again, or each
+        # session would take new ones.
+        self._out: dict[int, Hook] = {}
         self._failed: set[int] = set()
 
     @property
@@ -129,11 +132,23 @@ class UnwinderHooks:
         for unwinder in find_unwinders(modules).hookable:
             if unwinder.address in known:
                 continue
-            plan = self._prepare(unwinder)
-            if plan is None or not self._write(unwinder, plan, choice, pauses):
+            hook = self._known(unwinder.address) or self._prepare(unwinder)
+            if hook is None or not self._write(unwinder, hook, choice, pauses):
                 self._failed.add(unwinder.address)
 
-    def _prepare(self, unwinder: Unwinder) -> SitePlan | None:
+    # The same bytes at the same place: the old stub leads where it should, whichever
+    # file they are of.
+    def _known(self, address: int) -> Hook | None:
+        hook = self._out.pop(address, None)
+        if hook is None:
+            return None
+        patches = [p for p in (hook.plan.head, hook.plan.tail) if p is not None]
+        if all(self._memory.read_some(p.address, len(p.expected)) == p.expected for p in patches):
+            return hook
+        self._annex.layout.release(patches)
+        return None
+
+    def _prepare(self, unwinder: Unwinder) -> Hook | None:
         self._annex.layout.refresh(read_mappings(self._memory.pid))
         try:
             plan = self._architecture.plan_unwinder_hook(
@@ -145,17 +160,16 @@ class UnwinderHooks:
             if any(missing.start <= w.address < missing.start + missing.size for w in plan.writes):
                 return None
         self._annex.write_code(plan.writes)
-        return plan
+        return Hook(unwinder.address, plan, self._manifest.reserve(1))
 
-    def _write(
-        self, unwinder: Unwinder, plan: SitePlan, choice: WriterChoice, pauses: Pauses
-    ) -> bool:
-        index = self._manifest.reserve(1)
+    def _write(self, unwinder: Unwinder, hook: Hook, choice: WriterChoice, pauses: Pauses) -> bool:
+        plan, index = hook.plan, hook.journal_index
         self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHING))])
         function = ProgramFunction(unwinder.module, unwinder.index)
         change = SiteChange(plan, choice.of_site(function, plan))
         changed = self._writer.change([change], _STOP_DEADLINE_NS, pauses)
         if changed.statuses[0] not in DONE:
+            self._out[hook.address] = hook
             self._manifest.write([(index, Entry.of(plan, 0, Phase.FREE))])
             if changed.statuses[0] is None:
                 raise BusyTargetError(
@@ -165,12 +179,15 @@ class UnwinderHooks:
             # Somebody else has patched it: exits are not traced then.
             return False
         self._manifest.write([(index, Entry.of(plan, 0, Phase.PATCHED))])
-        self._hooks.append(Hook(unwinder.address, plan, index))
+        self._hooks.append(hook)
         return True
 
-    def adopt(self, hooks: Iterable[tuple[int, SitePlan]]) -> None:
-        """Go on with what another agent hooked; by place in the journal."""
+    def adopt(
+        self, hooks: Iterable[tuple[int, SitePlan]], out: Iterable[tuple[int, SitePlan]] = ()
+    ) -> None:
+        """Go on with what another agent hooked, and had hooked; by place in the journal."""
         self._hooks += [Hook(plan.function, plan, row) for row, plan in hooks]
+        self._out |= {plan.function: Hook(plan.function, plan, row) for row, plan in out}
 
     def ways_back(self) -> list[Patch]:
         """What sets the hooked code back."""
@@ -183,4 +200,7 @@ class UnwinderHooks:
         self._manifest.write(
             [(hook.journal_index, Entry.of(hook.plan, 0, Phase.FREE)) for hook in self._hooks]
         )
+        self._out |= {hook.address: hook for hook in self._hooks}
         self._hooks.clear()
+        # What stood against a hook may be gone in the next session.
+        self._failed.clear()

@@ -1,0 +1,66 @@
+"""Sessions of one process, one after the other: each does what the first did, and adds nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.support import KIND_EXIT, patch, recording
+from tests.support.target_process import TargetProcess
+from tests.support.text_compare import assert_text_unchanged
+from tests.targets.build import build
+from uftrace_remote import SyncAgentClient
+from uftrace_remote.values import PatchOptions, ProcessRef
+
+SESSIONS = 4
+
+
+def mapping_count(pid: int) -> int:
+    return Path(f"/proc/{pid}/maps").read_bytes().count(b"\n")
+
+
+@pytest.mark.parametrize("program", ["exceptions", "fibers", "kinds"])
+def test_h39_each_session_traces_exits_and_exceptions(
+    client: SyncAgentClient, program: str
+) -> None:
+    """H39: the unwinder is hooked anew in each, by the code of the first one's hook."""
+    sizes = set()
+    outcomes = []
+    with TargetProcess(build(program, "gcc-O2")) as target:
+        for _ in range(SESSIONS):
+            with recording(client, target.pid) as (session_id, recorder):
+                result = patch(client, session_id, ["*"])
+                outcomes.append(
+                    Counter((r.status, r.refusal, r.exit_refusal) for r in result.results)
+                )
+                target.wait_iterations(5)
+                sizes.add(client.sessions()[0].annex_bytes)
+                client.detach(session_id)
+            seen = recorder.finish()
+            assert any(kind == KIND_EXIT for _, kind in seen.counts)
+            assert_text_unchanged(target.pid)
+        assert len(sizes) == 1
+        assert outcomes == outcomes[:1] * SESSIONS
+        target.quit()
+
+
+def test_after_a_detach_functions_can_be_traced_in_another_way(client: SyncAgentClient) -> None:
+    """That is what the refusal within a session says."""
+    with TargetProcess(build("exceptions", "gcc-O2")) as target:
+        sizes = set()
+        for turn in range(SESSIONS):
+            session_id = client.attach(ProcessRef(target.pid)).session.session_id
+            wanted = PatchOptions(entry_only=bool(turn % 2))
+            first = patch(client, session_id, ["*"], wanted)
+            target.wait_iterations(2)
+            client.unpatch(session_id)
+            other = client.patch(session_id, ["*"], PatchOptions(entry_only=not turn % 2))
+            again = [r for r in other.results if "detach, then patch again" in r.detail]
+            assert len(again) == first.enabled_count
+            sizes.add((client.sessions()[0].annex_bytes, mapping_count(target.pid)))
+            client.detach(session_id)
+            assert_text_unchanged(target.pid)
+        assert len(sizes) == 1
+        target.quit()
