@@ -131,3 +131,29 @@ async def test_what_is_under_way_is_never_forgotten():
     assert await ledger.once("slow", b"x", slow) == 1
     assert await caller == 1
     assert slow.runs == 1
+
+
+async def test_answers_are_forgotten_by_their_weight_too():
+    ledger: RequestLedger[bytes] = RequestLedger(weigh=len, most_bytes=100)
+    carried_out = []
+
+    async def answer(name: str, size: int) -> bytes:
+        async def operation() -> bytes:
+            carried_out.append(name)
+            return bytes(size)
+
+        return await ledger.once(name, name.encode(), operation)
+
+    # WHEN answers weigh more than is kept
+    for name in ("a", "b", "c"):
+        await answer(name, 45)
+    # THEN the oldest is forgotten
+    await answer("b", 45)
+    await answer("c", 45)
+    assert carried_out == ["a", "b", "c"]
+    await answer("a", 45)
+    assert carried_out == ["a", "b", "c", "a"]
+    # AND one that weighs more than all is kept until the next
+    await answer("d", 1000)
+    await answer("d", 1000)
+    assert carried_out[4:] == ["d"]

@@ -18,6 +18,8 @@ from uftrace_agent.errors import InvalidRequestError
 
 _Answer = TypeVar("_Answer")
 _MAX_ID_CHARACTERS = 128
+# An answer about all functions of a large program has 10 MB.
+_MOST_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,23 @@ class RequestLedger(Generic[_Answer]):
 
     Args:
         capacity: How many finished requests it remembers.
+        weigh: The size of an answer in bytes.
+        most_bytes: How much the answers may weigh together; the latest is kept anyway.
     """
 
-    def __init__(self, capacity: int = 1024) -> None:
+    def __init__(
+        self,
+        capacity: int = 1024,
+        weigh: Callable[[_Answer], int] = lambda answer: 0,
+        most_bytes: int = _MOST_BYTES,
+    ) -> None:
         self._capacity = capacity
+        self._weigh = weigh
+        self._most_bytes = most_bytes
         self._entries: OrderedDict[str, _Entry[_Answer]] = OrderedDict()
+        # Of those that are done.
+        self._weights: dict[str, int] = {}
+        self._bytes = 0
 
     async def once(
         self, request_id: str, request: bytes, operation: Callable[[], Awaitable[_Answer]]
@@ -85,15 +99,21 @@ class RequestLedger(Generic[_Answer]):
             return await operation()
 
         entry = _Entry(request, asyncio.create_task(run(), name=f"request {request_id}"))
-        entry.task.add_done_callback(self._finished)
+        entry.task.add_done_callback(lambda task: self._finished(request_id, task))
         self._entries[request_id] = entry
         return entry
 
-    def _finished(self, task: asyncio.Task[_Answer]) -> None:
+    def _finished(self, request_id: str, task: asyncio.Task[_Answer]) -> None:
         # Asking for the error marks it as seen: the caller may be gone, and
         # the operation itself has logged what became of it.
-        if not task.cancelled():
-            task.exception()
-        done = [key for key, entry in self._entries.items() if entry.task.done()]
-        for key in done[: max(0, len(done) - self._capacity)]:
-            del self._entries[key]
+        failed = task.cancelled() or task.exception() is not None
+        self._weights[request_id] = 0 if failed else self._weigh(task.result())
+        self._bytes += self._weights[request_id]
+        while len(self._weights) > self._capacity or (
+            self._bytes > self._most_bytes and len(self._weights) > 1
+        ):
+            self._forget(next(key for key in self._entries if key in self._weights))
+
+    def _forget(self, request_id: str) -> None:
+        self._bytes -= self._weights.pop(request_id)
+        del self._entries[request_id]
