@@ -140,3 +140,19 @@ def test_losses_are_those_that_a_batch_told(after: int, wanted: int | None) -> N
         feed.publish(EventBatch(sequence=sequence, losses=losses))
     found = feed.losses_at(after)
     assert (found and found[0].records) == wanted
+
+
+def test_a_batch_tells_only_of_what_was_dropped_before_it() -> None:
+    # GIVEN a queue that is full after two batches
+    reader = Subscription(limit_bytes=2 * batch_bytes(batch(1)))
+    for sequence in (1, 2, 3):
+        reader.offer(batch(sequence))
+    # WHEN those before the dropped one are taken, and then one behind it
+    told = []
+    for _ in range(2):
+        reader.take()
+        told.append(reader.told_lost)
+    reader.offer(batch(4))
+    reader.take()
+    # THEN it is told of with the latter
+    assert (*told, reader.told_lost, reader.lost_records) == (0, 0, 1, 1)

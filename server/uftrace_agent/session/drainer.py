@@ -169,8 +169,8 @@ class Drainer:
             for loss in batch.losses
             if (count := loss.records - baseline.get((loss.stage, loss.tid), 0)) > 0
         ]
-        if subscription.lost_records:
-            losses.append(Loss(_LOSS_STREAM, subscription.lost_records))
+        if subscription.told_lost:
+            losses.append(Loss(_LOSS_STREAM, subscription.told_lost))
         if not first:
             return replace(batch, losses=losses)
         return replace(batch, losses=losses, functions=self._new_functions(0)[1], modules=modules())

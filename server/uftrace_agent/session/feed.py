@@ -21,16 +21,21 @@ class Subscription:
     """One reader of a session's batches: a bounded queue that drops and counts.
 
     Attributes:
-        queue: Batches to be sent.
+        queue: Batches to be sent, each with the number of records that were dropped
+            before it.
         queued_bytes: Their size.
         lost_records: Records in batches that were dropped because the queue
             was full.
+        told_lost: Those of them that came before the batch taken last. What is told
+            with a batch is about those before it: a reader that breaks off there has
+            counted nothing that comes later, from this agent or the next.
         is_closed: Nothing more will come.
     """
 
-    queue: deque[EventBatch] = field(default_factory=deque)
+    queue: deque[tuple[EventBatch, int]] = field(default_factory=deque)
     queued_bytes: int = 0
     lost_records: int = 0
+    told_lost: int = 0
     is_closed: bool = False
     limit_bytes: int = QUEUE_BYTES
 
@@ -40,14 +45,14 @@ class Subscription:
         if self.queue and self.queued_bytes + size > self.limit_bytes and not batch.end:
             self.lost_records += batch.record_count
             return
-        self.queue.append(batch)
+        self.queue.append((batch, self.lost_records))
         self.queued_bytes += size
 
     def take(self) -> EventBatch | None:
         """The next batch; None where there is none now."""
         if not self.queue:
             return None
-        batch = self.queue.popleft()
+        batch, self.told_lost = self.queue.popleft()
         self.queued_bytes -= batch_bytes(batch)
         return batch
 
