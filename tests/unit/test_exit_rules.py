@@ -95,7 +95,7 @@ def test_nameless_functions_of_others_are_traced_to_their_exit(module: str) -> N
     ("function", "process", "wanted"),
     [
         (PLAIN, ProcessTraits(has_shadow_stack=True), Refusal.SHADOW_STACK),
-        (replace(PLAIN, module_is_go=True), PROCESS, Refusal.MOVING_STACKS),
+        (replace(PLAIN, runtime_owns_stacks=True), PROCESS, Refusal.MOVING_STACKS),
         (replace(PLAIN, is_fragment=True), PROCESS, Refusal.IRREGULAR_FRAME),
         (PLAIN, ProcessTraits(unwinder_refusal=True), Refusal.UNWINDER_NOT_HOOKABLE),
     ],

@@ -142,3 +142,23 @@ def test_what_can_throw(tmp_path):
 def test_h42_go_programs_are_known_by_their_sections(section):
     data = ElfWriter(sections={section: (1, 2, b"\0" * 16)}).build()
     assert ModuleImage.from_bytes(data).is_go
+
+
+@pytest.mark.parametrize(
+    "function", ["JNI_CreateJavaVM", "_ZN2v82V810GetVersionEv", "coreclr_initialize"]
+)
+def test_h42_runtimes_that_walk_stacks_are_known_by_their_interface(tmp_path, function):
+    source = f"int {function}(void) {{ return 1; }}"
+    path = compile_program(tmp_path, source, "-shared", "-fPIC", name="runtime.so")
+    with ModuleImage.open(str(path)) as image:
+        assert image.walks_stacks
+    plain = compile_program(tmp_path, SOURCE, name="plain")
+    with ModuleImage.open(str(plain)) as image:
+        assert not image.walks_stacks
+
+
+def test_h42_addons_of_such_runtimes_are_known_by_what_they_import(tmp_path):
+    source = "void _ZN2v88internal5ThingEv(void); void addon(void) { _ZN2v88internal5ThingEv(); }"
+    path = compile_program(tmp_path, source, "-shared", "-fPIC", name="addon.so")
+    with ModuleImage.open(str(path)) as image:
+        assert image.walks_stacks

@@ -68,7 +68,7 @@ _WORDS: dict[RefusalReason, tuple[str, str]] = {
         "it reads its own return address",
         "entries are traced",
     ),
-    RefusalReason.MOVING_STACKS: ("its runtime moves stacks (Go)", "entries are traced"),
+    RefusalReason.MOVING_STACKS: ("its runtime moves or walks stacks", "entries are traced"),
     RefusalReason.SHADOW_STACK: ("the process has shadow stacks", "entries are traced"),
     RefusalReason.UNWINDER_NOT_HOOKABLE: (
         "exceptions may pass and the unwinder cannot be taught",

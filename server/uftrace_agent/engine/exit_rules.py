@@ -50,21 +50,22 @@ class FunctionTraits:
         module: File name of its module.
         is_synthetic: It has no name in the file.
         is_fragment: It is jumped to with a frame in place.
-        module_is_go: The Go runtime moves the stacks of its module.
+        runtime_owns_stacks: Its runtime moves stacks (Go), or takes return addresses from
+            them and looks for its own code there (V8, HotSpot, .NET).
     """
 
     names: tuple[str, ...]
     module: str
     is_synthetic: bool
     is_fragment: bool
-    module_is_go: bool
+    runtime_owns_stacks: bool
 
 
 def exit_refusal(function: FunctionTraits, process: ProcessTraits) -> Refusal | None:
     """Why the exit of a function is not traced; None where it is."""
     if process.has_shadow_stack:
         return Refusal.SHADOW_STACK
-    if function.module_is_go:
+    if function.runtime_owns_stacks:
         return Refusal.MOVING_STACKS
     if function.is_fragment:
         return Refusal.IRREGULAR_FRAME

@@ -106,8 +106,8 @@ class ModuleView:
         return found
 
     @cached_property
-    def _is_go(self) -> bool:
-        return self.image.is_go
+    def _runtime_owns_stacks(self) -> bool:
+        return self.image.is_go or self.image.walks_stacks
 
     @cached_property
     def is_shared(self) -> bool:
@@ -121,7 +121,7 @@ class ModuleView:
             module=self.name,
             is_synthetic=symbol.is_synthetic,
             is_fragment=symbol.is_fragment or self._is_jumped_to(symbol.address),
-            module_is_go=self._is_go,
+            runtime_owns_stacks=self._runtime_owns_stacks,
         )
 
     def _is_jumped_to(self, address: int) -> bool:

@@ -338,6 +338,15 @@ class ModuleImage:
         """Whether the Go toolchain linked it."""
         return site_tables.is_go(self._elf)
 
+    @property
+    def walks_stacks(self) -> bool:
+        """Whether it has, or extends, a runtime whose compiled code calls its functions,
+        and that takes the addresses which they return to from the stack."""
+        walkers = site_tables.STACK_WALKERS
+        if any(self.address_of(name) is not None for name in walkers):
+            return True
+        return any(name.startswith(site_tables.STACK_WALKER_API) for name in self.imports)
+
 
 # /proc/PID/map_files/... and /proc/PID/exe are links to the mapped file.
 def _path_behind(path: str, root: str) -> str:

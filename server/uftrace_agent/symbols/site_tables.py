@@ -11,6 +11,15 @@ from numpy.typing import NDArray
 from uftrace_agent.symbols.elf import ElfFile
 from uftrace_agent.symbols.elf_tables import SHN_UNDEF, Relocations, SymbolTable
 
+# What embedders of HotSpot, V8, CoreCLR and Mono call, whatever the version.
+STACK_WALKERS: Final = (
+    "JNI_CreateJavaVM",
+    "_ZN2v82V810GetVersionEv",
+    "coreclr_initialize",
+    "mono_jit_init",
+)
+# Addons of V8: its compiled code calls their functions.
+STACK_WALKER_API: Final = ("_ZN2v8", "_ZNK2v8")
 _GO_SECTIONS: Final = (".gopclntab", ".go.buildinfo", ".note.go.buildid")
 _THROWING_IMPORTS: Final = frozenset(
     {"__cxa_throw", "__cxa_rethrow", "_Unwind_RaiseException", "_Unwind_Resume"}
