@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.site import Patch, SitePlan
@@ -12,6 +13,8 @@ from uftrace_agent.errors import BusyTargetError
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.runtime.layout import THUNK_SPAN
+
+_ATTEMPTS_AT_REST: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +60,17 @@ def set_back_at_rest(
     tails = [plan.tail.reversed() for plan in parked if plan.tail is not None]
     spans = [(tail.address, tail.end) for tail in tails]
     everywhere = sorted([*annex.code_ranges, *spans])
-    stubs = [one for one in annex.code_ranges if not one[0] <= annex.thunks < one[1]]
+    stubs = sorted(one for one in annex.code_ranges if not one[0] <= annex.thunks < one[1])
     orders = [
-        # Once: what looks like an address of a stub may be left over on a stack (H67).
+        # Some handler may have interrupted a probe, and last (H67).
         StopOrder(
             [*heads, *tails],
             deadline_ns,
             everywhere,
             repair,
-            attempts=1,
-            watched=sorted([*stubs, *spans]),
+            attempts=_ATTEMPTS_AT_REST,
+            watched=spans,
+            resumed=stubs,
         ),
         StopOrder([*heads, *tails], deadline_ns, everywhere, repair, watched=spans),
         # Some thread never leaves our code (starved, or stopped in it): that is no

@@ -44,6 +44,7 @@ class StopOrder:
         repair: Set back hijacked return addresses too.
         watched: Address ranges that no stack may hold an address of: of code
             that somebody who was interrupted there would go on at.
+        resumed: Address ranges that no signal frame may lead back to.
         moves: (from, to): who is at the first goes on at the second, also
             after a signal handler.
         may_be_trapped: Sites that the `trap` writer left half done are ours.
@@ -55,6 +56,7 @@ class StopOrder:
     repair: FrameRepair | None = None
     attempts: int = field(default=_ATTEMPTS)
     watched: Sequence[tuple[int, int]] = ()
+    resumed: Sequence[tuple[int, int]] = ()
     moves: Sequence[tuple[int, int]] = ()
     may_be_trapped: bool = False
 
@@ -99,6 +101,8 @@ def write_stopped(
         ranges=range_array(order.forbidden),
         watched=range_array(order.watched),
         watched_count=len(order.watched),
+        resumed=range_array(order.resumed),
+        resumed_count=len(order.resumed),
         moves=move_array(order.moves),
         move_count=len(order.moves),
     )
@@ -107,7 +111,7 @@ def write_stopped(
         stop.thunks = order.repair.thunks
         stop.thunk_span = order.repair.thunk_span
         stop.slots = ctypes.cast(ctypes.c_char_p(order.repair.slots), ctypes.c_void_p)
-    if order.repair is not None or order.watched or order.moves:
+    if order.repair is not None or order.watched or order.resumed or order.moves:
         stacks = [
             (mapping.start, mapping.end)
             for mapping in read_mappings(memory.pid)

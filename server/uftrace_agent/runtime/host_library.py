@@ -110,7 +110,8 @@ class CStop(ctypes.Structure):
         ("watched", ctypes.POINTER(CRange)),
         ("moves", ctypes.POINTER(CMove)),
         ("move_count", ctypes.c_uint32),
-        ("pad2", ctypes.c_uint32),
+        ("resumed_count", ctypes.c_uint32),
+        ("resumed", ctypes.POINTER(CRange)),
         ("pause", CPause),
     ]
 

@@ -80,7 +80,9 @@ struct uh_stop {
 	/* Who is at one of these goes on at the other, by rising `from`: */
 	const struct uh_move *moves;
 	uint32_t move_count;
-	uint32_t pad2;
+	uint32_t resumed_count;
+	/* Code that no interrupted thread may go on in, by what its signal frame says: */
+	const struct uh_range *resumed;
 	struct uh_pause pause; /* out */
 };
 

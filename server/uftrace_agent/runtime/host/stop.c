@@ -292,6 +292,8 @@ static int is_saved_pc(struct uh_stop *stop, uint64_t at)
 
 static int find_watched(struct uh_stop *stop, uint64_t at, uint64_t *word)
 {
+	if (range_of(stop->resumed, stop->resumed_count, *word) && is_saved_pc(stop, at))
+		return -EAGAIN;
 	if (!range_of(stop->watched, stop->watched_count, *word))
 		return 0;
 	return moved(stop, *word) && is_saved_pc(stop, at) ? 0 : -EAGAIN;
@@ -344,7 +346,7 @@ static int attempt(struct uh_stop *stop)
 	error = freeze(stop->pid, deadline, &count);
 	if (!error)
 		error = check_counters(stop, count);
-	if (!error && stop->watched_count)
+	if (!error && (stop->watched_count || stop->resumed_count))
 		error = walk_stacks(stop, count, find_watched);
 	if (!error) {
 		error = uh_write_sites(stop->mem_fd, stop->sites, stop->site_count);
