@@ -64,6 +64,8 @@ def running_agent(state_dir: Path, *arguments: str) -> Iterator[AgentProcess]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=30) == 0, (state_dir / "log").read_text()
+        # A traceback is a bug, also where nobody was answered with it.
+        assert "Traceback" not in (state_dir / "log").read_text(), (state_dir / "log").read_text()
     finally:
         if process.poll() is None:
             process.kill()

@@ -69,7 +69,7 @@ class AgentServer:
         self._config = config
         self._state = state
         self._sessions = sessions
-        self._ledger: RequestLedger[Message] = RequestLedger(weigh=Message.ByteSize)
+        self._ledger: RequestLedger[Message] = RequestLedger(weigh=lambda answer: answer.ByteSize())
         interceptors = [error_interceptor()]
         if not config.insecure:
             interceptors.append(token_interceptor(state.token))
