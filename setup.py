@@ -53,7 +53,12 @@ setup(
         "uftrace": "proto/uftrace",
     },
     package_data={
-        "uftrace_agent": ["py.typed", "runtime/_built/*.so", "runtime/_built/*.elf"],
+        "uftrace_agent": [
+            "py.typed",
+            "runtime/_built/*.so",
+            "runtime/_built/*.elf",
+            "runtime/target/annex.h",
+        ],
         "uftrace_remote": ["py.typed"],
         "uftrace.agent.v1": ["*.proto", "*.pyi"],
     },
