@@ -12,12 +12,14 @@ from uftrace_remote.credentials import Credentials as Credentials
 from uftrace_remote.endpoint import Endpoint as Endpoint
 from uftrace_remote.enums import Architecture as Architecture
 from uftrace_remote.enums import EndReason as EndReason
+from uftrace_remote.enums import LimitKind as LimitKind
 from uftrace_remote.enums import LossStage as LossStage
 from uftrace_remote.enums import PatchForm as PatchForm
 from uftrace_remote.enums import PatchStatus as PatchStatus
 from uftrace_remote.enums import PatchWriter as PatchWriter
 from uftrace_remote.enums import RecordKind as RecordKind
 from uftrace_remote.enums import RefusalReason as RefusalReason
+from uftrace_remote.enums import TracepointState as TracepointState
 from uftrace_remote.errors import AgentInternalError as AgentInternalError
 from uftrace_remote.errors import AuthenticationError as AuthenticationError
 from uftrace_remote.errors import BusyTargetError as BusyTargetError
@@ -47,15 +49,19 @@ from uftrace_remote.values import EventBatch as EventBatch
 from uftrace_remote.values import Function as Function
 from uftrace_remote.values import FunctionInfo as FunctionInfo
 from uftrace_remote.values import FunctionResult as FunctionResult
+from uftrace_remote.values import Limits as Limits
+from uftrace_remote.values import LimitsResult as LimitsResult
 from uftrace_remote.values import Loss as Loss
 from uftrace_remote.values import MappedModule as MappedModule
 from uftrace_remote.values import PatchOptions as PatchOptions
 from uftrace_remote.values import PatchResult as PatchResult
+from uftrace_remote.values import ProbeCost as ProbeCost
 from uftrace_remote.values import Process as Process
 from uftrace_remote.values import ProcessRef as ProcessRef
 from uftrace_remote.values import RecordingOptions as RecordingOptions
 from uftrace_remote.values import Session as Session
 from uftrace_remote.values import ThreadRecords as ThreadRecords
+from uftrace_remote.values import Throttle as Throttle
 from uftrace_remote.values import TracedFunction as TracedFunction
 from uftrace_remote.values import Tracepoint as Tracepoint
 from uftrace_remote.values import UnpatchResult as UnpatchResult
@@ -80,6 +86,9 @@ __all__ = [
     "Function",
     "FunctionInfo",
     "FunctionResult",
+    "LimitKind",
+    "Limits",
+    "LimitsResult",
     "Loss",
     "LossStage",
     "MappedModule",
@@ -95,6 +104,7 @@ __all__ = [
     "PatchStatus",
     "PatchWriter",
     "PermissionDeniedError",
+    "ProbeCost",
     "Process",
     "ProcessRef",
     "ProcessSelector",
@@ -108,8 +118,10 @@ __all__ = [
     "Target",
     "TargetGoneError",
     "ThreadRecords",
+    "Throttle",
     "TracedFunction",
     "Tracepoint",
+    "TracepointState",
     "UftraceError",
     "UnpatchResult",
     "UnsupportedTargetError",

@@ -10,12 +10,14 @@ from uftrace.agent.v1 import agent_pb2, event_pb2, process_pb2, session_pb2, tra
 from uftrace_remote.enums import (
     Architecture,
     EndReason,
+    LimitKind,
     LossStage,
     PatchForm,
     PatchStatus,
     PatchWriter,
     RefusalReason,
     SiteKind,
+    TracepointState,
 )
 from uftrace_remote.values import (
     AgentInfo,
@@ -26,13 +28,17 @@ from uftrace_remote.values import (
     Function,
     FunctionInfo,
     FunctionResult,
+    Limits,
+    LimitsResult,
     Loss,
     MappedModule,
     PatchResult,
+    ProbeCost,
     Process,
     ProcessRef,
     Session,
     ThreadRecords,
+    Throttle,
     TracedFunction,
     Tracepoint,
     UnpatchResult,
@@ -56,6 +62,8 @@ _writer: Final = _reader(PatchWriter.NONE)
 _kind: Final = _reader(SiteKind.NONE)
 _refusal: Final = _reader(RefusalReason.UNKNOWN)
 _status: Final = _reader(PatchStatus.UNKNOWN)
+_state: Final = _reader(TracepointState.UNKNOWN)
+_limit_kind: Final = _reader(LimitKind.UNKNOWN)
 
 
 def process_ref_to_wire(reference: ProcessRef) -> process_pb2.ProcessRef:
@@ -105,6 +113,48 @@ def info_from_wire(message: agent_pb2.GetAgentInfoResponse) -> AgentInfo:
         now=anchor_from_wire(message.now) if message.HasField("now") else None,
         forms=tuple(_form(number) for number in message.forms),
         writers=tuple(_writer(number) for number in message.writers),
+        probe_cost=ProbeCost(
+            message.probe_cost.call_nanos,
+            message.probe_cost.entry_nanos,
+            message.probe_cost.measured,
+            message.probe_cost.detail,
+        ),
+        limits=limits_from_wire(message.limits),
+    )
+
+
+def limits_to_wire(limits: Limits) -> session_pb2.Limits:
+    """Limits for a request."""
+    return session_pb2.Limits(cpu_share=limits.cpu, calls_per_second=limits.calls_per_second)
+
+
+def limits_from_wire(message: session_pb2.Limits) -> Limits:
+    """What is allowed."""
+    return Limits(
+        message.cpu_share if message.HasField("cpu_share") else None,
+        message.calls_per_second if message.HasField("calls_per_second") else None,
+    )
+
+
+def throttle_from_wire(message: session_pb2.Throttle) -> Throttle:
+    """Why a tracepoint is out."""
+    return Throttle(
+        function_id=message.function_id,
+        function=message.function,
+        module=message.module,
+        calls_per_second=message.calls_per_second,
+        cpu=message.cpu_share,
+        limit=_limit_kind(message.limit),
+        allowed=message.allowed,
+        unix_ns=message.unix_nanos,
+        raised=message.raised,
+    )
+
+
+def limits_result_from_wire(message: session_pb2.SetLimitsResponse) -> LimitsResult:
+    """What setting limits did."""
+    return LimitsResult(
+        session_from_wire(message.session), message.function_count, message.raised_count
     )
 
 
@@ -148,6 +198,10 @@ def session_from_wire(message: session_pb2.Session) -> Session:
         annex_bytes=message.annex_bytes,
         stream_count=message.stream_count,
         end_reason=message.end_reason,
+        limits=limits_from_wire(message.limits),
+        cpu=message.cpu_share,
+        throttled=tuple(map(throttle_from_wire, message.throttled)),
+        annex_limit_bytes=message.annex_limit_bytes,
     )
 
 
@@ -217,11 +271,16 @@ def unpatch_from_wire(message: tracepoint_pb2.UnpatchResponse) -> UnpatchResult:
 
 
 def tracepoint_from_wire(message: tracepoint_pb2.Tracepoint) -> Tracepoint:
-    """One enabled function."""
+    """One function that is enabled or throttled."""
     return Tracepoint(
         patch=function_result_from_wire(message.patch),
         owner=message.owner,
         enabled_unix_ns=message.enabled_unix_nanos,
+        # An agent that says nothing of it has only enabled ones.
+        state=_state(message.state) or TracepointState.ENABLED,
+        throttle=throttle_from_wire(message.throttle) if message.HasField("throttle") else None,
+        limits=limits_from_wire(message.limits),
+        calls_per_second=message.calls_per_second,
     )
 
 
@@ -257,4 +316,5 @@ def batch_from_wire(message: event_pb2.StreamEventsResponse) -> EventBatch:
         ),
         end=_end_reason(message.end),
         end_detail=message.end_detail,
+        throttled=tuple(map(throttle_from_wire, message.throttled)),
     )

@@ -36,6 +36,8 @@ from uftrace_remote.values import (
     DetachResult,
     EventBatch,
     FunctionInfo,
+    Limits,
+    LimitsResult,
     PatchOptions,
     PatchResult,
     Process,
@@ -193,6 +195,7 @@ class AgentClient:
         process: ProcessRef,
         owner: str = "",
         recording: RecordingOptions | None = None,
+        limits: Limits | None = None,
     ) -> AttachResult:
         """Holds a process, or joins the session that holds it already.
 
@@ -200,6 +203,7 @@ class AgentClient:
             process: The process.
             owner: Shown to others; `USER@HOST` if empty.
             recording: Ring sizes; the agent's default if None.
+            limits: What tracing may cost; the agent's default if None.
         """
         rings = recording or RecordingOptions()
         request = session_pb2.AttachRequest(
@@ -209,6 +213,7 @@ class AgentClient:
             recording=session_pb2.RecordingOptions(
                 ring_bytes=rings.ring_bytes, ring_count=rings.ring_count
             ),
+            limits=_wire.limits_to_wire(limits or Limits()),
         )
         call = self._stub.Attach(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.attach_from_wire(await self._answer(call))
@@ -243,6 +248,7 @@ class AgentClient:
             dry_run=chosen.dry_run,
             stop_deadline_nanos=chosen.stop_deadline_ns,
             allow_multi=chosen.allow_multi,
+            limits=_wire.limits_to_wire(chosen.limits),
         )
         call = self._stub.Patch(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.patch_from_wire(await self._answer(call))
@@ -263,6 +269,29 @@ class AgentClient:
         call = self._stub.Unpatch(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.unpatch_from_wire(await self._answer(call))
 
+    async def set_limits(
+        self, session_id: str, limits: Limits, patterns: Iterable[str] = ()
+    ) -> LimitsResult:
+        """Changes what a session may cost.
+
+        Args:
+            session_id: The session.
+            limits: What is None stays as it is; 0 is no limit.
+            patterns: These functions alone; throttled ones may be patched again
+                where that raises the limit that they broke.
+
+        Raises:
+            NoSuchFunctionError: A pattern matched nothing.
+        """
+        request = session_pb2.SetLimitsRequest(
+            request_id=_request_id(),
+            session_id=session_id,
+            limits=_wire.limits_to_wire(limits),
+            patterns=list(patterns),
+        )
+        call = self._stub.SetLimits(request, timeout=self._heavy, metadata=self._metadata)
+        return _wire.limits_result_from_wire(await self._answer(call))
+
     async def sessions(self) -> tuple[Session, ...]:
         """The sessions of the agent, oldest first."""
         request = session_pb2.ListSessionsRequest()
@@ -271,7 +300,7 @@ class AgentClient:
         return tuple(_wire.session_from_wire(session) for session in answer.sessions)
 
     async def tracepoints(self, session_id: str) -> tuple[Tracepoint, ...]:
-        """The enabled tracepoints of a session, by rising function id."""
+        """The tracepoints of a session, enabled or throttled, by rising function id."""
         request = tracepoint_pb2.ListTracepointsRequest(session_id=session_id)
         call = self._stub.ListTracepoints(request, timeout=self._timeout, metadata=self._metadata)
         answer: tracepoint_pb2.ListTracepointsResponse = await self._answer(call)

@@ -66,6 +66,7 @@ class RefusalReason(IntEnum):
     STOP_TIMED_OUT = 23
     PROCESS_GONE = 24
     IRREGULAR_FRAME = 25
+    OVER_BUDGET = 26
     # A reason of a newer agent than this client.
     UNKNOWN = 255
 
@@ -122,3 +123,19 @@ class EndReason(IntEnum):
     PROCESS_EXITED = 2
     PROCESS_EXECUTED = 3
     AGENT_SHUTDOWN = 4
+
+
+class TracepointState(IntEnum):
+    """What became of a tracepoint since it was asked for."""
+
+    UNKNOWN = 0
+    ENABLED = 1
+    THROTTLED = 2
+
+
+class LimitKind(IntEnum):
+    """Which limit a throttled function broke."""
+
+    UNKNOWN = 0
+    CPU = 1
+    RATE = 2

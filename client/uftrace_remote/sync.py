@@ -26,6 +26,8 @@ from uftrace_remote.values import (
     DetachResult,
     EventBatch,
     FunctionInfo,
+    Limits,
+    LimitsResult,
     PatchOptions,
     PatchResult,
     Process,
@@ -173,10 +175,14 @@ class SyncAgentClient:
         )
 
     def attach(
-        self, process: ProcessRef, owner: str = "", recording: RecordingOptions | None = None
+        self,
+        process: ProcessRef,
+        owner: str = "",
+        recording: RecordingOptions | None = None,
+        limits: Limits | None = None,
     ) -> AttachResult:
         """As `AgentClient.attach`."""
-        return self._runner.run(self._client.attach(process, owner, recording))
+        return self._runner.run(self._client.attach(process, owner, recording, limits))
 
     def detach(self, session_id: str) -> DetachResult:
         """As `AgentClient.detach`."""
@@ -200,6 +206,12 @@ class SyncAgentClient:
     def sessions(self) -> tuple[Session, ...]:
         """As `AgentClient.sessions`."""
         return self._runner.run(self._client.sessions())
+
+    def set_limits(
+        self, session_id: str, limits: Limits, patterns: Iterable[str] = ()
+    ) -> LimitsResult:
+        """As `AgentClient.set_limits`."""
+        return self._runner.run(self._client.set_limits(session_id, limits, patterns))
 
     def tracepoints(self, session_id: str) -> tuple[Tracepoint, ...]:
         """As `AgentClient.tracepoints`."""

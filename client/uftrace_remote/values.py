@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from uftrace_remote.enums import (
     Architecture,
     EndReason,
+    LimitKind,
     LossStage,
     PatchForm,
     PatchStatus,
     PatchWriter,
     RefusalReason,
     SiteKind,
+    TracepointState,
 )
 
 RECORD_BYTES = 16
@@ -73,6 +75,57 @@ class ClockAnchor:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What tracing may cost. 0: no limit; None: as it is.
+
+    Attributes:
+        cpu: Share of one processor (0.05 is 5 %).
+        calls_per_second: Of each function.
+    """
+
+    cpu: float | None = None
+    calls_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """A tracepoint that was taken out because it cost too much.
+
+    Attributes:
+        calls_per_second: When it was taken out.
+        cpu: What that took of one processor.
+        allowed: In the unit of the limit.
+        raised: The limit was raised since: it may be patched again.
+    """
+
+    function_id: int
+    function: str
+    module: str
+    calls_per_second: float
+    cpu: float
+    limit: LimitKind
+    allowed: float
+    unix_ns: int = 0
+    raised: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeCost:
+    """What a probe costs on the agent's host, in nanoseconds.
+
+    Attributes:
+        call_ns: An entry and its exit.
+        entry_ns: An entry alone.
+        measured: Whether the agent measured it; otherwise `detail` says why not.
+    """
+
+    call_ns: float = 0.0
+    entry_ns: float = 0.0
+    measured: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentInfo:
     """What an agent says about itself; `now` serves for clock offsets."""
 
@@ -87,6 +140,8 @@ class AgentInfo:
     now: ClockAnchor | None
     forms: tuple[PatchForm, ...]
     writers: tuple[PatchWriter, ...]
+    probe_cost: ProbeCost = ProbeCost()
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +198,20 @@ class Session:
     annex_bytes: int = 0
     stream_count: int = 0
     end_reason: str = ""
+    limits: Limits = Limits()
+    cpu: float = 0.0
+    throttled: tuple[Throttle, ...] = ()
+    annex_limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsResult:
+    """What is allowed now; how many functions the patterns matched, and how many
+    throttled ones `patch` takes again."""
+
+    session: Session
+    function_count: int = 0
+    raised_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +247,7 @@ class PatchOptions:
         dry_run: Plan and answer, but change nothing.
         stop_deadline_ns: Longest time that threads may be stopped; 0 is the agent's default.
         allow_multi: Move several instructions at once where no other form fits.
+        limits: What these functions alone may cost.
     """
 
     writer: PatchWriter = PatchWriter.AUTO
@@ -186,6 +256,7 @@ class PatchOptions:
     dry_run: bool = False
     stop_deadline_ns: int = 0
     allow_multi: bool = False
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +316,21 @@ class UnpatchResult:
 
 @dataclass(frozen=True, slots=True)
 class Tracepoint:
-    """One enabled function of a session."""
+    """One function of a session that is enabled, or throttled.
+
+    Attributes:
+        throttle: Why it is out, where it is throttled.
+        limits: Its own, where it has some.
+        calls_per_second: Lately; 0 where nothing is limited.
+    """
 
     patch: FunctionResult
     owner: str
     enabled_unix_ns: int
+    state: TracepointState = TracepointState.ENABLED
+    throttle: Throttle | None = None
+    limits: Limits = Limits()
+    calls_per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +390,8 @@ class EventBatch:
         modules: In the first batch, and whenever they changed.
         end: Why the stream ends, in the last batch.
         end_detail: A sentence beside it.
+        throttled: Tracepoints that were taken out because they cost too much; in the
+            first batch, all that are out.
     """
 
     sequence: int
@@ -322,6 +405,7 @@ class EventBatch:
     modules: Sequence[MappedModule] = ()
     end: EndReason = EndReason.NONE
     end_detail: str = ""
+    throttled: Sequence[Throttle] = ()
 
     @property
     def record_count(self) -> int:

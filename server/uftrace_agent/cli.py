@@ -18,6 +18,8 @@ from uftrace_agent.config import (
     AgentConfig,
     ListenAddress,
     parse_listen_address,
+    parse_rate,
+    parse_share,
 )
 from uftrace_agent.logging_setup import LogFormat, set_up_logging
 from uftrace_agent.state_directory import (
@@ -44,6 +46,17 @@ def _parse_listen(
 ) -> tuple[ListenAddress, ...]:
     try:
         return tuple(map(parse_listen_address, texts))
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+def _parse_limit(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> float | None:
+    if text is None:
+        return None
+    try:
+        return (parse_share if parameter.name == "budget" else parse_rate)(text)
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from error
 
@@ -85,6 +98,22 @@ def _parse_listen(
     is_flag=True,
     help="No TLS and no token: whoever reaches the port can change every process.",
 )
+@click.option(
+    "--budget",
+    callback=_parse_limit,
+    default="5%",
+    show_default=True,
+    metavar="SHARE",
+    help="Processor time that the probes of one session may take, in percent of one "
+    "processor, or off. What takes more is unpatched, the hottest first.",
+)
+@click.option(
+    "--rate-limit",
+    callback=_parse_limit,
+    metavar="CALLS",
+    help="Calls per second that one tracepoint may have (500k, 1M, off).  [default: 1M; off "
+    "with --budget off]",
+)
 @click.version_option(__version__, prog_name="uftrace-agent")
 @click.pass_context
 def main(
@@ -94,6 +123,8 @@ def main(
     log_format: LogFormat,
     log_level: str,
     insecure: bool,
+    budget: float,
+    rate_limit: float | None,
 ) -> None:
     """Trace functions of the running processes of this host, for uftrace-remote.
 
@@ -110,6 +141,7 @@ def main(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from uftrace_agent.rpc.lifecycle import serve
     from uftrace_agent.rpc.server import ListenError
+    from uftrace_agent.session.budget import NO_LIMITS, Limits
     from uftrace_agent.session.manager import SessionManager
 
     try:
@@ -119,8 +151,11 @@ def main(
     default = (ListenAddress("127.0.0.1"), ListenAddress(path=state.socket_path))
     config = AgentConfig(listen=listen or default, state_dir=state.path, insecure=insecure)
 
+    default_rate = NO_LIMITS.rate if budget == NO_LIMITS.cpu else Limits().rate
+    limits = Limits(budget, default_rate if rate_limit is None else rate_limit)
+
     async def run() -> None:
-        await serve(config, state, SessionManager(state.path), announce=click.echo)
+        await serve(config, state, SessionManager(state.path, limits), announce=click.echo)
 
     try:
         asyncio.run(run())

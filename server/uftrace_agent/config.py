@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,3 +91,40 @@ class AgentConfig:
     listen: tuple[ListenAddress, ...]
     state_dir: Path
     insecure: bool = False
+
+
+def parse_share(text: str) -> float:
+    """Parse `5%`, `5` (percent too) or `off`: a share of one processor, infinite for off.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if text in ("off", "0", "0%"):
+        return math.inf
+    share = _positive(text.removesuffix("%").strip(), text, "a share of a processor (5%, off)")
+    return share / 100
+
+
+def parse_rate(text: str) -> float:
+    """Parse `250000`, `500k`, `1M` or `off`: calls per second, infinite for off.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if text in ("off", "0"):
+        return math.inf
+    number, factor = text, 1.0
+    for unit, scale in (("k", 1e3), ("K", 1e3), ("M", 1e6), ("G", 1e9)):
+        if text.endswith(unit):
+            number, factor = text[:-1], scale
+    return factor * _positive(number, text, "a number of calls per second (500k, 1M, off)")
+
+
+def _positive(number: str, text: str, what: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ValueError(f"{text!r} is not {what}")
+    return value

@@ -51,7 +51,13 @@ def running_agent(state_dir: Path, *arguments: str) -> Iterator[AgentProcess]:
     state_dir.mkdir(parents=True, exist_ok=True)
     log = (state_dir / "log").open("a")
     process = subprocess.Popen(
-        [*AGENT, "--listen", "127.0.0.1:0", "--state-dir", str(state_dir), *arguments],
+        [
+            *AGENT,
+            *("--listen", "127.0.0.1:0", "--state-dir", str(state_dir)),
+            # Most tests count every call of programs that do nothing else.
+            *("--budget", "off"),
+            *arguments,
+        ],
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,

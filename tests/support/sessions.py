@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from uftrace_agent.engine.model import Form, Refusal, Status, Writer
+from uftrace_agent.engine.probe_cost import ProbeCost
 from uftrace_agent.errors import NoSuchSessionError
+from uftrace_agent.session.budget import NO_CHANGE, LimitChange, Limits
 from uftrace_agent.session.types import (
     AttachOutcome,
     DetachOutcome,
     EventBatch,
     FunctionPlan,
     FunctionRef,
+    LimitsOutcome,
     PatchOrder,
     PatchOutcome,
     PatchResult,
@@ -55,6 +58,7 @@ class ScriptedSessions:
     may_finish: asyncio.Event = field(default_factory=asyncio.Event)
     open_streams: int = 0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         self.may_finish.set()
@@ -65,8 +69,21 @@ class ScriptedSessions:
         if self.failure is not None:
             raise self.failure
 
+    async def probe_cost(self) -> ProbeCost:
+        return ProbeCost(31.0, 15.0)
+
+    async def set_limits(
+        self, session_id: str, change: LimitChange, patterns: Sequence[str]
+    ) -> LimitsOutcome:
+        await self._called("set_limits", session_id, change, tuple(patterns))
+        return LimitsOutcome(self._find(session_id), len(patterns), 0)
+
     async def attach(
-        self, process: ProcessId, owner: str, options: RecordingOptions
+        self,
+        process: ProcessId,
+        owner: str,
+        options: RecordingOptions,
+        limits: LimitChange = NO_CHANGE,
     ) -> AttachOutcome:
         await self._called("attach", process, owner, options)
         session_id = f"s{len(self.held) + 1}"

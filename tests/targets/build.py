@@ -138,6 +138,7 @@ _TORTURE = ("torture.c", "torture_sites.S", "torture_drive.S")
 
 PROGRAMS: dict[str, Program] = {
     "busy8": Program(("busy8.c",)),
+    "storm": Program(("storm.c",)),
     "shapes": Program(("shapes.c", "shapes_asm.S")),
     "exceptions": Program(("exceptions.cc",), GLIBC),
     "longjmp": Program(("longjmp.c",)),

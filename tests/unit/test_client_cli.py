@@ -413,7 +413,7 @@ async def test_how_a_stream_ends_decides_the_exit_code(
 
 
 async def test_live_in_somebody_elses_session_leaves_it(run, sessions):
-    async def join(process, owner, options):
+    async def join(process, owner, options, limits):
         await sessions._called("attach")
         first = sessions.held.setdefault("s1", session_info("s1", process, "bob"))
         return agent_types.AttachOutcome(first, False, 0, 0)

@@ -46,6 +46,10 @@ class Rings:
     def lose(self, ring: int, count: int) -> None:
         self._set(ring, "LOST", count)
 
+    def set_bytes(self, ring: int, name: str, data: bytes) -> None:
+        at = ring * RING_HEADER_BYTES + define(f"RING_{name}")
+        self._map[at : at + len(data)] = data
+
     def word(self, ring: int, name: str) -> int:
         at = ring * RING_HEADER_BYTES + define(f"RING_{name}")
         return int.from_bytes(self._map[at : at + 8], "little")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from uftrace_remote.enums import PatchWriter
-from uftrace_remote.values import PatchOptions
+from uftrace_remote.values import Limits, PatchOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -32,6 +32,59 @@ def duration_type(default_unit: str) -> Callable[[str], int]:
     return duration
 
 
+def share(text: str) -> float:
+    """A type for options: `20%`, `20` or `off`, as a share of one processor; 0 is off."""
+    match = re.match(r"([0-9]+(?:\.[0-9]+)?) ?%?\Z", text, re.ASCII)
+    if match is None and text != "off":
+        raise click.BadParameter(f"'{text}' is no share of a processor (write 20% or off)")
+    return float(match[1]) / 100 if match else 0.0
+
+
+_RATES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+def call_rate(text: str) -> float:
+    """A type for options: `250000`, `500k`, `1M` or `off`, calls per second; 0 is off."""
+    match = re.match(r"([0-9]+(?:\.[0-9]+)?)([kKMG]?)\Z", text, re.ASCII)
+    if match is None and text != "off":
+        raise click.BadParameter(f"'{text}' is no number of calls per second (500k, 1M, off)")
+    return float(match[1]) * _RATES[match[2]] if match else 0.0
+
+
+def limit_options(
+    *, of: str, cpu: str = "--budget", rate: str = "--rate-limit"
+) -> Callable[[_Command], _Command]:
+    """What tracing may cost.
+
+    Args:
+        of: Whose limits they are, in words.
+        cpu: Name of the one.
+        rate: Name of the other.
+    """
+
+    def decorate(command: _Command) -> _Command:
+        for option in (
+            click.option(
+                rate,
+                "rate",
+                type=call_rate,
+                metavar="CALLS",
+                help="Calls per second that one function may have (500k, 1M, off).",
+            ),
+            click.option(
+                cpu,
+                "cpu",
+                type=share,
+                metavar="SHARE",
+                help=f"Processor time that probes of {of} may take (20%, off).",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 duration_option = click.option(
@@ -46,6 +99,7 @@ duration_option = click.option(
 
 def patch_options(command: _Command) -> _Command:
     """How to patch: for patch, live and record."""
+    command = limit_options(of="these functions")(command)
     for option in (
         click.option(
             "--all-or-nothing", is_flag=True, help="Patch nothing where one function is refused."
@@ -73,6 +127,8 @@ def to_patch_options(
     entry_only: bool,
     all_or_nothing: bool,
     multi: bool,
+    cpu: float | None = None,
+    rate: float | None = None,
     *,
     dry_run: bool = False,
 ) -> PatchOptions:
@@ -83,4 +139,5 @@ def to_patch_options(
         all_or_nothing=all_or_nothing,
         dry_run=dry_run,
         allow_multi=multi,
+        limits=Limits(cpu, rate),
     )

@@ -87,6 +87,10 @@ _WORDS: dict[RefusalReason, tuple[str, str]] = {
         "it is jumped to with a frame in place",
         "entries are traced",
     ),
+    RefusalReason.OVER_BUDGET: (
+        "it cost more than is allowed and was taken out",
+        "raise its limit: uftrace-remote budget TARGET FUNC --cpu 50%, then patch it again",
+    ),
     RefusalReason.UNKNOWN: ("a reason that this client does not know", "update the client"),
 }
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import click
 
 from uftrace_remote.cli import _output
-from uftrace_remote.cli._options import json_option
+from uftrace_remote.cli._options import json_option, limit_options
 from uftrace_remote.cli._progress import spinner
 from uftrace_remote.cli._settings import Settings, pass_settings, run
-from uftrace_remote.values import AttachResult
+from uftrace_remote.values import AttachResult, Limits
 
 
 @click.command()
 @click.argument("target")
+@limit_options(of="the session")
 @json_option
 @pass_settings
-def attach(settings: Settings, target: str, as_json: bool) -> None:
+def attach(
+    settings: Settings, target: str, cpu: float | None, rate: float | None, as_json: bool
+) -> None:
     """Attach to a process, so that patching it later is quick."""
     where = settings.target(target)
 
     async def work() -> AttachResult:
         async with settings.connect(where.endpoint) as agent:
             process = await agent.resolve_process(where.process)
-            return await agent.attach(process.reference)
+            return await agent.attach(process.reference, limits=Limits(cpu, rate))
 
     with spinner(f"attaching to {where}"):
         result = run(work)

@@ -18,6 +18,7 @@ from uftrace_remote.cli._options import (
 )
 from uftrace_remote.cli._refusals import print_refusals
 from uftrace_remote.cli._settings import Settings, pass_settings, run_until_interrupted
+from uftrace_remote.cli._throttles import ThrottleNotes
 from uftrace_remote.cli._tracing import (
     BatchPump,
     Hold,
@@ -82,6 +83,8 @@ def live(
     entry_only: bool,
     all_or_nothing: bool,
     multi: bool,
+    cpu: float | None,
+    rate: float | None,
     keep: bool,
     max_depth: int | None,
     min_duration: int,
@@ -94,7 +97,7 @@ def live(
     request = _Request(
         settings.target(target),
         patterns,
-        to_patch_options(writer, entry_only, all_or_nothing, multi),
+        to_patch_options(writer, entry_only, all_or_nothing, multi, cpu, rate),
         duration_ns,
         keep,
         max_depth or 0,
@@ -176,6 +179,7 @@ class _View:
         ids = active_ids(result.results)
         self.function_count = len(ids)
         self._printer = printer
+        self._throttles = ThrottleNotes(str(request.target))
         self._summary = TraceSummary()
         self._names = {each.function_id: each.function.name for each in result.results}
         self._tree = CallTree(
@@ -195,6 +199,7 @@ class _View:
 
     def show(self, batch: EventBatch) -> None:
         self._summary.add(batch)
+        self._throttles.show(batch)
         room = 0 if self._behind else _BACKLOG_LINES - self._printer.backlog
         self._printer.print(self._formatter.format_all(self._tree.feed(batch, room)))
         self._behind = self._lag_ns() >= (_CAUGHT_UP_NS if self._behind else _BEHIND_NS)

@@ -16,6 +16,7 @@ import click
 from uftrace_remote.cli import _output
 from uftrace_remote.cli._settings import Settings
 from uftrace_remote.cli.attach import attach
+from uftrace_remote.cli.budget import budget
 from uftrace_remote.cli.completion import completion
 from uftrace_remote.cli.detach import detach
 from uftrace_remote.cli.export import export
@@ -194,6 +195,7 @@ for _command in (
     unpatch,
     detach,
     status,
+    budget,
     live,
     record,
     replay,

@@ -39,13 +39,17 @@ def patch(
     entry_only: bool,
     all_or_nothing: bool,
     multi: bool,
+    cpu: float | None,
+    rate: float | None,
     dry_run: bool,
     verbose: bool,
     as_json: bool,
 ) -> None:
     """Enable tracepoints in a running process; they stay until `unpatch` or `detach`."""
     where = settings.target(target)
-    options = to_patch_options(writer, entry_only, all_or_nothing, multi, dry_run=dry_run)
+    options = to_patch_options(
+        writer, entry_only, all_or_nothing, multi, cpu, rate, dry_run=dry_run
+    )
 
     async def work() -> PatchResult:
         async with settings.connect(where.endpoint) as agent:

@@ -22,6 +22,7 @@ from uftrace_remote.cli._options import (
 from uftrace_remote.cli._progress import clear_line, show_line
 from uftrace_remote.cli._refusals import print_refusals
 from uftrace_remote.cli._settings import Settings, pass_settings, run_until_interrupted
+from uftrace_remote.cli._throttles import ThrottleNotes
 from uftrace_remote.cli._tracing import (
     BatchPump,
     Hold,
@@ -107,6 +108,8 @@ def record(
     entry_only: bool,
     all_or_nothing: bool,
     multi: bool,
+    cpu: float | None,
+    rate: float | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -117,7 +120,7 @@ def record(
     request = _Request(
         settings.target(target),
         patterns,
-        to_patch_options(writer, entry_only, all_or_nothing, multi),
+        to_patch_options(writer, entry_only, all_or_nothing, multi, cpu, rate),
         duration_ns,
         directory,
         force,
@@ -167,6 +170,7 @@ class _Recording:
         self._trace = trace
         self._request = request
         self._seen = TraceSummary()
+        self._throttles = ThrottleNotes(str(request.target))
         self._before_first: int | None = None
         self._started = time.monotonic()
         self._progress_at = self._started
@@ -268,6 +272,9 @@ class _Recording:
             self._before_first = batch.records_total - batch.record_count
         self._trace.write(batch)
         self._seen.add(batch)
+        if batch.throttled:
+            clear_line()
+            self._throttles.show(batch)
         return batch.end is not EndReason.NONE
 
     # In a session that others use too, only what the session put into batches

@@ -10,6 +10,14 @@ import click
 from uftrace_remote.cli import _output
 from uftrace_remote.cli._options import json_option
 from uftrace_remote.cli._settings import Settings, pass_settings, run
+from uftrace_remote.cli._throttles import (
+    advice,
+    describe_cost,
+    describe_limits,
+    describe_throttle,
+    share,
+)
+from uftrace_remote.enums import TracepointState
 from uftrace_remote.errors import NoSuchSessionError
 from uftrace_remote.values import AgentInfo, Session, Tracepoint
 
@@ -56,6 +64,7 @@ def status(settings: Settings, host: str | None, verbose: bool, as_json: bool) -
         f"agent {agent.version} on {agent.hostname} ({agent.architecture.name.lower()}, "
         f"Linux {agent.kernel_release}), pid {agent.pid}, since {_moment(agent.started_unix_ns)}"
     )
+    click.echo(f"{describe_cost(agent.probe_cost)}; budget: {describe_limits(agent.limits)}")
     if not result.sessions:
         click.echo("no sessions")
         return
@@ -70,12 +79,15 @@ def status(settings: Settings, host: str | None, verbose: bool, as_json: bool) -
             ("RECORDS", "right"),
             ("LOST", "right"),
             ("STREAMS", "right"),
+            ("CPU", "right"),
             ("MEMORY", "right"),
             ("STATE", "left"),
         ],
         (_row(each.session) for each in result.sessions),
         color=settings.color,
     )
+    for each in result.sessions:
+        _print_throttled(each.session)
     if verbose:
         for each in result.sessions:
             _print_tracepoints(each, settings.color)
@@ -92,9 +104,28 @@ def _row(session: Session) -> tuple[str, ...]:
         f"{session.records_produced:,}",
         f"{session.records_lost:,}",
         str(session.stream_count),
-        _output.size(session.annex_bytes),
+        _cpu(session),
+        _memory(session),
         session.end_reason or "running",
     )
+
+
+def _cpu(session: Session) -> str:
+    limit = session.limits.cpu
+    return f"{share(session.cpu)} of {share(limit)}" if limit else "no limit"
+
+
+def _memory(session: Session) -> str:
+    used, limit = _output.size(session.annex_bytes), session.annex_limit_bytes
+    return f"{used} of {_output.size(limit)}" if limit else used
+
+
+def _print_throttled(session: Session) -> None:
+    for throttle in session.throttled:
+        click.echo(
+            f"session {session.session_id}: {throttle.function} throttled: "
+            f"{describe_throttle(throttle)} ({advice(throttle, str(session.process.pid))})"
+        )
 
 
 def _print_tracepoints(status: _SessionStatus, color: bool | None) -> None:
@@ -102,6 +133,8 @@ def _print_tracepoints(status: _SessionStatus, color: bool | None) -> None:
     _output.print_table(
         [
             ("ID", "right"),
+            ("STATE", "left"),
+            ("CALLS/S", "right"),
             ("FORM", "left"),
             ("WRITER", "left"),
             ("EXIT", "left"),
@@ -112,6 +145,8 @@ def _print_tracepoints(status: _SessionStatus, color: bool | None) -> None:
         (
             (
                 str(each.patch.function_id),
+                "throttled" if each.state is TracepointState.THROTTLED else "enabled",
+                f"{each.calls_per_second:,.0f}",
                 each.patch.form.name.lower(),
                 each.patch.writer.name.lower(),
                 "no" if each.patch.exit_refusal else "yes",

@@ -61,6 +61,9 @@ _F_GET_SEALS: Final = 1034
 _THUNK_ALIGNMENT: Final = 4096
 _TRIES: Final = 3
 _CALLS_AT_ONCE: Final = 512
+# Stubs and landings of all tracepoints together. Landings lie where jumps happen to lead,
+# one to a page at worst.
+_CODE_LIMIT_BYTES: Final = 512 << 20
 
 
 class Annex:
@@ -373,11 +376,10 @@ class Annex:
 
     def map_pending(self) -> list[PendingMap]:
         """Map what the layout's plans need; what could not be mapped is returned."""
-        pending = self.layout.pending()
+        pending, failed = self._within_limit(self.layout.pending())
         # Before it is mapped: an agent that comes after a crash finds what is free.
         landings = [one for one in pending if one.region is None]
         rows = self._journal_memory(landings)
-        failed: list[PendingMap] = []
         for start in range(0, len(pending), _CALLS_AT_ONCE):
             batch = pending[start : start + _CALLS_AT_ONCE]
             results = self.caller.call(
@@ -395,6 +397,24 @@ class Annex:
                 if wanted.region is not None:
                     self._fill_code(wanted.region.base)
         return failed
+
+    @property
+    def limit_bytes(self) -> int:
+        """The most that `mapped_bytes` can become."""
+        home = self._home_offset() + THUNK_SPAN
+        data = DataPlaces.at(0).end + self.ring_options.total_bytes
+        return data + home + _CODE_LIMIT_BYTES
+
+    def _within_limit(
+        self, pending: Sequence[PendingMap]
+    ) -> tuple[list[PendingMap], list[PendingMap]]:
+        fitting: list[PendingMap] = []
+        room = self.limit_bytes - self.mapped_bytes
+        for wanted in pending:
+            room -= wanted.size
+            if room >= 0:
+                fitting.append(wanted)
+        return fitting, list(pending[len(fitting) :])
 
     # By the identity of what is to be mapped, its place in the journal.
     def _journal_memory(self, landings: Sequence[PendingMap]) -> dict[int, int]:

@@ -54,6 +54,10 @@ _LEASE_TABLE_OFFSET: Final = 4096
 _MOST_GENERATIONS: Final = 1 << 20
 _SESSION_ID: Final = re.compile(rb"[0-9a-f]{12}")
 
+# Behind them in the header page: what the session wants its next agent to know.
+_NOTE_OFFSET: Final = 1024
+NOTE_BYTES: Final = _LEASE_TABLE_OFFSET - _NOTE_OFFSET
+
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
@@ -137,6 +141,15 @@ class Manifest:
         """Say which session holds the process from now on."""
         self.session = session
         self._write_header()
+
+    def keep_note(self, note: bytes) -> None:
+        """Keep what the session wants its next agent to know: NOTE_BYTES at most, that
+        tell by themselves whether they are whole."""
+        self._memory.write(self.address + _NOTE_OFFSET, note)
+
+    def read_note(self) -> bytes:
+        """What was kept last, and what is behind it."""
+        return self._memory.read_some(self.address + _NOTE_OFFSET, NOTE_BYTES)
 
     def create(self) -> None:
         """Write the header of an empty journal."""

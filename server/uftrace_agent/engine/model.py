@@ -67,6 +67,7 @@ class Refusal(IntEnum):
     STOP_TIMED_OUT = 23
     PROCESS_GONE = 24
     IRREGULAR_FRAME = 25
+    OVER_BUDGET = 26
 
 
 class Status(IntEnum):

@@ -99,8 +99,8 @@ def no_trampoline_space(tracepoint: Tracepoint) -> SiteOutcome:
         tracepoint.function,
         Status.REFUSED,
         refusal=Refusal.NO_TRAMPOLINE_SPACE,
-        detail="the kernel refused memory at its trampoline's address "
-        "(taken meanwhile, or vm.max_map_count is reached)",
+        detail="no memory at its trampoline's address: taken meanwhile, "
+        "vm.max_map_count is reached, or the session's limit of memory",
     )
 
 

@@ -200,7 +200,7 @@ class PatchEngine:
         # A function with events has up to two ids more.
         room = max((ID_MAX - self._next_id) // 3, 0)
         planned: list[Tracepoint] = []
-        for one in planner.plan(unknown[:room], self._next_id, options.plan):
+        for one in planner.plan(unknown[:room], self._next_id, options.plan, options.breathe):
             if one.plan is None:
                 report.outcomes.append(outcomes.refused(one))
                 continue

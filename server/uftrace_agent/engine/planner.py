@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from uftrace_agent.engine.architecture import Architecture, SiteRequest
@@ -16,6 +16,7 @@ from uftrace_agent.process.memory import ProcessMemory
 
 # From this many functions on, forms that need a page each are the last choice.
 _FRUGAL_FROM = 256
+_BREATHE_EVERY = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,24 @@ class Planner:
         self.next_id = 0
 
     def plan(
-        self, functions: Sequence[ProgramFunction], first_id: int, options: PlanOptions
+        self,
+        functions: Sequence[ProgramFunction],
+        first_id: int,
+        options: PlanOptions,
+        breathe: Callable[[], None] = lambda: None,
     ) -> list[Planned]:
-        """Plan each function; ids are given from `first_id` on, by rising number."""
+        """Plan each function; ids are given from `first_id` on, by rising number.
+
+        `breathe` is called now and then: planning many functions takes seconds.
+        """
         frugal = len(functions) >= _FRUGAL_FROM
         self.next_id = next_id = first_id
         planned: list[Planned] = []
         for function in functions:
             planned.append(self._plan_one(function, next_id, options, frugal))
             next_id = self.next_id
+            if not len(planned) % _BREATHE_EVERY:
+                breathe()
         return planned
 
     def _plan_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +26,8 @@ class EngineOptions:
         stop_deadline_ns: For one stop.
         owner: Who asks.
         lease: The bit of the lease that is to hold the tracepoints; 0: they stay.
+        breathe: Called now and then while nothing is half done: tracepoints may be
+            disabled in it.
     """
 
     plan: PlanOptions = field(default_factory=PlanOptions)
@@ -33,6 +36,7 @@ class EngineOptions:
     stop_deadline_ns: int = DEFAULT_STOP_DEADLINE_NS
     owner: str = ""
     lease: int = 0
+    breathe: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

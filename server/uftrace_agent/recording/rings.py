@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,8 @@ _LOST: Final = define("RING_LOST") // 8
 _TAKEN: Final = define("RING_TAKEN") // 8
 _HOLES: Final = define("RING_HOLES") // 8
 _USED: Final = define("RING_USED")
+_LOST_WORDS: Final = define("RING_LOST_WORDS") // 4
+_LOST_WORD_COUNT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,10 @@ class RingReader:
         self._tids = (ctypes.c_int32 * ring_count)(*(owner & 0x7FFF_FFFF for owner in owners))
         self._hole_since = (ctypes.c_uint64 * ring_count)()
         self._base = base
+        # Counting goes on in the array that it began with.
+        self._counting = threading.Lock()
+        self._calls: npt.NDArray[np.uint64] = np.zeros(64, np.uint64)
+        self._counted = (ctypes.c_uint64 * ring_count)()
         self._drain = CDrain(
             headers=base,
             data=base + data_offset,
@@ -80,6 +87,9 @@ class RingReader:
             runs=self._runs,
             tids=self._tids,
             hole_since=self._hole_since,
+            calls=self._calls.ctypes.data,
+            call_capacity=len(self._calls),
+            counted=self._counted,
         )
 
         # An earlier session's losses are not this one's.
@@ -95,7 +105,8 @@ class RingReader:
         """
         drain = self._drain
         drain.skip_holes = int(target_is_gone)
-        library().uh_drain_rings(ctypes.byref(drain))
+        with self._counting:
+            library().uh_drain_rings(ctypes.byref(drain))
         threads: dict[int, list[bytes]] = {}
         view = self._view
         for run in self._runs[: drain.run_count]:
@@ -112,6 +123,40 @@ class RingReader:
             count += drained.count
             if not drained.more:
                 return count
+
+    def count(self) -> None:
+        """Bring `calls` up to date without taking anything."""
+        with self._counting:
+            library().uh_count_rings(ctypes.byref(self._drain))
+
+    def make_room(self, record_id: int) -> None:
+        """From now on, calls of all ids up to this one are counted each for itself."""
+        with self._counting:
+            missing = record_id + 1 - len(self._calls)
+            if missing > 0:
+                self._calls = np.pad(self._calls, (0, missing + len(self._calls)))
+                self._drain.calls = self._calls.ctypes.data
+                self._drain.call_capacity = len(self._calls)
+
+    @property
+    def calls(self) -> npt.NDArray[np.uint64]:
+        """Entries found in the rings so far, by record id; ids without room count as 0."""
+        return self._calls
+
+    @property
+    def dropped(self) -> npt.NDArray[np.uint64]:
+        """Records that found no room, by ring, since the rings were made."""
+        dropped: npt.NDArray[np.uint64] = self._headers[:, _LOST]
+        return dropped
+
+    @property
+    def lost_words(self) -> npt.NDArray[np.uint32]:
+        """The low words of eight of the latest records that found no room, by ring; 0
+        where there were none."""
+        words: npt.NDArray[np.uint32] = self._headers.view("<u4")[
+            :, _LOST_WORDS : _LOST_WORDS + _LOST_WORD_COUNT
+        ]
+        return words
 
     @property
     def taken_ever(self) -> int:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from uftrace.agent.v1 import agent_pb2, event_pb2, tracepoint_pb2
 from uftrace_agent import __version__
 from uftrace_agent.engine.model import Form, Writer
+from uftrace_agent.engine.probe_cost import ProbeCost
 from uftrace_agent.process.identity import boot_id
 from uftrace_agent.recording.clock import Anchor
+from uftrace_agent.rpc import convert
+from uftrace_agent.session.budget import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,16 @@ _UNKNOWN = _Capability(agent_pb2.ARCHITECTURE_UNSPECIFIED, (), ())
 _STARTED_UNIX_NS = time.time_ns()
 
 
-def agent_info(session_count: int, now: Anchor) -> agent_pb2.GetAgentInfoResponse:
+def agent_info(
+    session_count: int, now: Anchor, cost: ProbeCost, limits: Limits
+) -> agent_pb2.GetAgentInfoResponse:
     """Describe this agent.
 
     Args:
         session_count: How many sessions it holds.
         now: This moment on all clocks of the host.
+        cost: What a probe costs.
+        limits: What a session may cost.
     """
     machine = platform.machine()
     capability = _CAPABILITIES.get(machine, _UNKNOWN)
@@ -64,4 +71,11 @@ def agent_info(session_count: int, now: Anchor) -> agent_pb2.GetAgentInfoRespons
         ),
         forms=[tracepoint_pb2.PatchForm.Name(form) for form in capability.forms],
         writers=[tracepoint_pb2.PatchWriter.Name(writer) for writer in capability.writers],
+        probe_cost=agent_pb2.ProbeCost(
+            call_nanos=cost.call_ns,
+            entry_nanos=cost.entry_ns,
+            measured=cost.measured,
+            detail=cost.detail,
+        ),
+        limits=convert.limits(limits),
     )

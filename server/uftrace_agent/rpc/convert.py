@@ -6,13 +6,15 @@ that they pass through as integers.
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 from uftrace.agent.v1 import event_pb2, process_pb2, session_pb2, tracepoint_pb2
 from uftrace_agent.engine.model import Status, Writer
 from uftrace_agent.errors import InvalidRequestError
 from uftrace_agent.process.listing import ProcessDescription
+from uftrace_agent.session.budget import LimitChange, Limits
 from uftrace_agent.session.types import (
     AttachOutcome,
     ClockAnchor,
@@ -20,12 +22,14 @@ from uftrace_agent.session.types import (
     EventBatch,
     FunctionPlan,
     FunctionRef,
+    LimitsOutcome,
     PatchOrder,
     PatchOutcome,
     PatchResult,
     ProcessId,
     RecordingOptions,
     SessionInfo,
+    Throttle,
     TracepointInfo,
 )
 
@@ -68,6 +72,28 @@ def writer(number: int) -> Writer:
         ) from error
 
 
+def limit_change(message: session_pb2.Limits) -> LimitChange:
+    """Read what is to be allowed; 0 is no limit.
+
+    Raises:
+        InvalidRequestError: A limit is negative or no number.
+    """
+
+    def limit(field: Literal["cpu_share", "calls_per_second"]) -> float | None:
+        if not message.HasField(field):
+            return None
+        value = float(getattr(message, field))
+        if not 0 <= value < math.inf:
+            raise InvalidRequestError(
+                f"{field} cannot be {value}",
+                reason="BAD_LIMIT",
+                hint="a positive number, or 0 for no limit",
+            )
+        return value or math.inf
+
+    return LimitChange(limit("cpu_share"), limit("calls_per_second"))
+
+
 def patch_order(message: tracepoint_pb2.PatchRequest, owner: str) -> PatchOrder:
     """Read what to enable, on behalf of `owner`.
 
@@ -89,6 +115,7 @@ def patch_order(message: tracepoint_pb2.PatchRequest, owner: str) -> PatchOrder:
         all_or_nothing=message.all_or_nothing,
         dry_run=message.dry_run,
         stop_deadline_ns=message.stop_deadline_nanos,
+        limits=limit_change(message.limits),
     )
 
 
@@ -135,6 +162,45 @@ def session(info: SessionInfo, description: ProcessDescription | None) -> sessio
         annex_bytes=info.annex_bytes,
         stream_count=info.stream_count,
         end_reason=info.end_reason,
+        limits=limits(info.limits),
+        cpu_share=info.cpu,
+        throttled=map(throttle, info.throttled),
+        annex_limit_bytes=info.annex_limit_bytes,
+    )
+
+
+def limits(value: Limits | LimitChange) -> session_pb2.Limits:
+    """Write what is allowed."""
+    return session_pb2.Limits(cpu_share=_limit(value.cpu), calls_per_second=_limit(value.rate))
+
+
+def _limit(value: float | None) -> float | None:
+    return 0.0 if value == math.inf else value
+
+
+def throttle(value: Throttle) -> session_pb2.Throttle:
+    """Write why a tracepoint is out."""
+    return session_pb2.Throttle(
+        function_id=value.function_id,
+        function=value.function,
+        module=value.module,
+        calls_per_second=value.calls_per_second,
+        cpu_share=value.cpu,
+        limit=_number(value.limit),
+        allowed=value.allowed,
+        unix_nanos=value.unix_ns,
+        raised=value.raised,
+    )
+
+
+def limits_response(
+    outcome: LimitsOutcome, description: ProcessDescription | None
+) -> session_pb2.SetLimitsResponse:
+    """Write what is allowed now."""
+    return session_pb2.SetLimitsResponse(
+        session=session(outcome.session, description),
+        function_count=outcome.function_count,
+        raised_count=outcome.raised_count,
     )
 
 
@@ -243,9 +309,17 @@ def _pauses(outcome: PatchOutcome) -> list[tracepoint_pb2.ThreadPause]:
 
 
 def tracepoint(info: TracepointInfo) -> tracepoint_pb2.Tracepoint:
-    """Write an enabled function."""
+    """Write a function that is enabled, or out."""
+    out = info.throttle
+    states = tracepoint_pb2.TracepointState
     return tracepoint_pb2.Tracepoint(
-        patch=patch_result(info.patch), owner=info.owner, enabled_unix_nanos=info.enabled_unix_ns
+        patch=patch_result(info.patch),
+        owner=info.owner,
+        enabled_unix_nanos=info.enabled_unix_ns,
+        state=states.TRACEPOINT_STATE_THROTTLED if out else states.TRACEPOINT_STATE_ENABLED,
+        throttle=throttle(out) if out else None,
+        limits=limits(info.limits) if info.limits else None,
+        calls_per_second=info.calls_per_second,
     )
 
 
@@ -306,6 +380,7 @@ def events(batch: EventBatch) -> event_pb2.StreamEventsResponse:
         ],
         end=_number(batch.end),
         end_detail=batch.end_detail,
+        throttled=map(throttle, batch.throttled),
     )
 
 

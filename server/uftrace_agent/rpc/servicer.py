@@ -49,7 +49,12 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     async def GetAgentInfo(
         self, request: agent_pb2.GetAgentInfoRequest, context: Context
     ) -> agent_pb2.GetAgentInfoResponse:
-        return agent_info(len(self._sessions.sessions()), self._clock.anchor())
+        return agent_info(
+            len(self._sessions.sessions()),
+            self._clock.anchor(),
+            await self._sessions.probe_cost(),
+            self._sessions.limits,
+        )
 
     async def ListProcesses(
         self, request: process_pb2.ListProcessesRequest, context: Context
@@ -86,11 +91,12 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     ) -> session_pb2.AttachResponse:
         named = convert.process_id(request.process)
         options = convert.recording_options(request.recording)
+        limits = convert.limit_change(request.limits)
         owner = request.owner or owner_of(context)
 
         async def attach() -> session_pb2.AttachResponse:
             process = resolve(named)
-            outcome = await self._sessions.attach(process, owner, options)
+            outcome = await self._sessions.attach(process, owner, options, limits)
             return convert.attach_response(outcome, _describe(process))
 
         return await self._changes.make(context, request, f"pid {named.pid}", attach)
@@ -128,6 +134,18 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             )
 
         return await self._changes.make(context, request, f"session {session_id}", unpatch)
+
+    async def SetLimits(
+        self, request: session_pb2.SetLimitsRequest, context: Context
+    ) -> session_pb2.SetLimitsResponse:
+        session_id = _session_id(request.session_id)
+        patterns, change = tuple(request.patterns), convert.limit_change(request.limits)
+
+        async def set_limits() -> session_pb2.SetLimitsResponse:
+            outcome = await self._sessions.set_limits(session_id, change, patterns)
+            return convert.limits_response(outcome, _describe(outcome.session.process))
+
+        return await self._changes.make(context, request, f"session {session_id}", set_limits)
 
     async def ListSessions(
         self, request: session_pb2.ListSessionsRequest, context: Context

@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from uftrace_agent.engine.model import Writer
+from uftrace_agent.engine.probe_cost import ProbeCost
+from uftrace_agent.session.budget import NO_CHANGE, LimitChange, Limits
 from uftrace_agent.session.types import (
     AttachOutcome,
     DetachOutcome,
     EventBatch,
     FunctionPlan,
+    LimitsOutcome,
     PatchOrder,
     PatchOutcome,
     ProcessId,
@@ -28,8 +31,21 @@ class SessionLayer(Protocol):
     Every method may raise an `AgentError`, which becomes the RPC's status.
     """
 
+    @property
+    def limits(self) -> Limits:
+        """What a session may cost, unless somebody says otherwise."""
+        ...
+
+    async def probe_cost(self) -> ProbeCost:
+        """What a probe costs on this host."""
+        ...
+
     async def attach(
-        self, process: ProcessId, owner: str, options: RecordingOptions
+        self,
+        process: ProcessId,
+        owner: str,
+        options: RecordingOptions,
+        limits: LimitChange = NO_CHANGE,
     ) -> AttachOutcome:
         """Hold a process, or join the session that holds it."""
         ...
@@ -54,6 +70,12 @@ class SessionLayer(Protocol):
         """Disable tracepoints; no patterns means all. `answer` as for `patch`."""
         ...
 
+    async def set_limits(
+        self, session_id: str, change: LimitChange, patterns: Sequence[str]
+    ) -> LimitsOutcome:
+        """Change what a session may cost, or, with patterns, what these functions may."""
+        ...
+
     async def list_functions(
         self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int
     ) -> tuple[int, Sequence[FunctionPlan]]:
@@ -69,7 +91,7 @@ class SessionLayer(Protocol):
         ...
 
     def tracepoints(self, session_id: str) -> list[TracepointInfo]:
-        """The enabled functions by rising function id."""
+        """The functions that are enabled or throttled, by rising function id."""
         ...
 
     def stream(

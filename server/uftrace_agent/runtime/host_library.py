@@ -221,6 +221,9 @@ class CDrain(ctypes.Structure):
         ("hole_since", ctypes.POINTER(ctypes.c_uint64)),
         ("next_ring", ctypes.c_uint32),
         ("skip_holes", ctypes.c_uint32),
+        ("calls", ctypes.c_void_p),
+        ("call_capacity", ctypes.c_uint64),
+        ("counted", ctypes.POINTER(ctypes.c_uint64)),
         ("used", ctypes.c_uint64),
         ("run_count", ctypes.c_uint32),
         ("more", ctypes.c_uint32),
@@ -280,6 +283,7 @@ def library() -> ctypes.CDLL:
     loaded.uh_run_filter.argtypes = [ctypes.c_char_p, ctypes.c_uint32, ctypes.c_char_p]
     loaded.uh_run_filter.restype = ctypes.c_uint32
     loaded.uh_drain_rings.argtypes = [ctypes.POINTER(CDrain)]
+    loaded.uh_count_rings.argtypes = [ctypes.POINTER(CDrain)]
     loaded.uh_retire_ring.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int32]
     loaded.uh_anchor.argtypes = [ctypes.POINTER(CAnchor)]
     return loaded

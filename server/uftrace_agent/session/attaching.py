@@ -54,6 +54,7 @@ _THREADS_LOOKED_AT: Final = 3
 _SMALLEST_RING: Final = 64 << 10
 _LARGEST_RING: Final = 1 << 30
 _MOST_RINGS: Final = 4096
+_LARGEST_RINGS: Final = 16 << 30
 
 # The probes read the thread pointer with rdfsbase (arch/x86/include/uapi/asm/hwcap2.h).
 _AT_HWCAP2: Final = 26
@@ -181,6 +182,12 @@ def ring_options(options: RecordingOptions) -> RingOptions:
     if not 1 <= count <= _MOST_RINGS:
         raise InvalidRequestError(
             f"{count} rings are not possible", reason="BAD_RING_COUNT", hint="1 to 4096"
+        )
+    if size * count > _LARGEST_RINGS:
+        raise InvalidRequestError(
+            f"{count} rings of {size} bytes are not possible",
+            reason="BAD_RING_SIZE",
+            hint=f"{_LARGEST_RINGS} bytes for all of them",
         )
     # One more than asked for: ring 0 is the one that threads without share.
     return RingOptions(size, count + 1)

@@ -15,6 +15,7 @@ from uftrace_agent.process.threads import thread_name
 from uftrace_agent.recording.clock import Anchor, TickClock
 from uftrace_agent.recording.rings import Drained, RingReader
 from uftrace_agent.session.feed import Feed, Subscription
+from uftrace_agent.session.throttling import Throttling
 from uftrace_agent.session.types import (
     ClockAnchor,
     EventBatch,
@@ -28,6 +29,7 @@ _BATCH_BYTES: Final = 64 << 10
 _BATCH_NS: Final = 100_000_000
 _HEARTBEAT_NS: Final = 1_000_000_000
 _LOOK_AFTER_NS: Final = 200_000_000
+_WATCH_S: Final = 0.05
 _LOSS_RING: Final = 1
 _LOSS_STREAM: Final = 2
 _LOSS_SHARED_RING: Final = 3
@@ -77,6 +79,7 @@ class Drainer:
             known now and those not announced yet.
         look_after: Called some times a second on the drain thread.
         resumed: Where to go on.
+        throttling: Told to look at what is called, whoever listens.
     """
 
     def __init__(
@@ -89,7 +92,9 @@ class Drainer:
         new_functions: NewFunctions,
         look_after: Callable[[], None],
         resumed: Resumed,
+        throttling: Throttling,
     ) -> None:
+        self._throttling = throttling
         self._pid = pid
         self._rings = rings
         self._clock = clock
@@ -138,6 +143,8 @@ class Drainer:
             if fresh and not self._wakeups:
                 self.records_total += self._pending.count + self._rings.discard()
                 self._pending = _Pending()
+                # The first batch says what is out.
+                self._throttling.take_notices()
         wakeup = asyncio.Event()
         if subscription.queue:
             wakeup.set()
@@ -162,7 +169,8 @@ class Drainer:
         modules: Callable[[], Sequence[MappedModule]],
     ) -> EventBatch:
         """A batch with what is particular to one reader: its losses since it
-        began, and on the first all functions and modules."""
+        began, what batches that it lost had to say, and on the first all functions,
+        modules and throttled functions."""
         baseline = self._baseline.get(id(subscription), {})
         losses = [
             replace(loss, records=count)
@@ -171,9 +179,17 @@ class Drainer:
         ]
         if subscription.told_lost:
             losses.append(Loss(_LOSS_STREAM, subscription.told_lost))
+        throttled = [*subscription.untold, *batch.throttled]
+        subscription.untold.clear()
         if not first:
-            return replace(batch, losses=losses)
-        return replace(batch, losses=losses, functions=self._new_functions(0)[1], modules=modules())
+            return replace(batch, losses=losses, throttled=throttled)
+        return replace(
+            batch,
+            losses=losses,
+            functions=self._new_functions(0)[1],
+            modules=modules(),
+            throttled=[out.throttle for out in self._throttling.throttled()],
+        )
 
     def _losses(self) -> list[Loss]:
         shared, by_thread = self._rings.lost()
@@ -208,8 +224,14 @@ class Drainer:
     def _run(self) -> None:
         last_sent = 0
         while not self._stopping.is_set():
-            if not self._listening.wait(_LOOK_AFTER_NS / 1e9):
-                self._housekeeping(time.monotonic_ns())
+            idle_s = _LOOK_AFTER_NS / 1e9 if self._throttling.is_idle else _WATCH_S
+            if not self._listening.wait(idle_s):
+                now = time.monotonic_ns()
+                if not self._throttling.is_idle:
+                    with self._lock:
+                        self._rings.count()
+                    self._throttling.look(now)
+                self._housekeeping(now)
                 continue
             with self._lock:
                 drained = self._rings.drain()
@@ -217,9 +239,11 @@ class Drainer:
                 self._pending.add(drained, now)
                 full = self._pending.bytes >= _BATCH_BYTES or drained.more
                 old = self._pending.count and now - self._pending.since_ns >= _BATCH_NS
+                old = old or self._throttling.has_notices
                 if full or old or now - last_sent >= _HEARTBEAT_NS:
                     self._send(drained.watermark_ticks if not drained.more else 0)
                     last_sent = now
+            self._throttling.look(now)
             if not drained.more:
                 self._housekeeping(now)
                 self._stopping.wait(_POLL_S)
@@ -261,6 +285,7 @@ class Drainer:
             end=end,
             end_detail=detail,
             record_count=pending.count,
+            throttled=self._throttling.take_notices(),
         )
         self._loop.call_soon_threadsafe(self._deliver, batch)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from uftrace_agent.session.types import EventBatch, Loss
+from uftrace_agent.session.types import EventBatch, Loss, Throttle
 
 REPLAY_BYTES: Final = 32 << 20
 QUEUE_BYTES: Final = 64 << 20
@@ -29,6 +29,7 @@ class Subscription:
         told_lost: Those of them that came before the batch taken last. What is told
             with a batch is about those before it: a reader that breaks off there has
             counted nothing that comes later, from this agent or the next.
+        untold: What they said of tracepoints that were taken out.
         is_closed: Nothing more will come.
     """
 
@@ -36,6 +37,7 @@ class Subscription:
     queued_bytes: int = 0
     lost_records: int = 0
     told_lost: int = 0
+    untold: list[Throttle] = field(default_factory=list)
     is_closed: bool = False
     limit_bytes: int = QUEUE_BYTES
 
@@ -44,6 +46,7 @@ class Subscription:
         size = batch_bytes(batch)
         if self.queue and self.queued_bytes + size > self.limit_bytes and not batch.end:
             self.lost_records += batch.record_count
+            self.untold += batch.throttled
             return
         self.queue.append((batch, self.lost_records))
         self.queued_bytes += size

@@ -14,6 +14,7 @@ from uftrace_agent.engine.model import Writer
 from uftrace_agent.engine.native import native_architecture, scratch_layout
 from uftrace_agent.engine.neighbours import other_tracer
 from uftrace_agent.engine.planner import Planned, Planner, PlanOptions
+from uftrace_agent.engine.probe_cost import ASSUMED, ProbeCost, measure_probe_cost
 from uftrace_agent.engine.program import Program, ProgramFunction
 from uftrace_agent.engine.unwinder import find_unwinders
 from uftrace_agent.engine.writer_choice import WriterChoice
@@ -32,6 +33,7 @@ from uftrace_agent.session.attaching import (
     check_attachable,
     has_shadow_stack,
 )
+from uftrace_agent.session.budget import NO_CHANGE, LimitChange, Limits
 from uftrace_agent.session.function_names import function_ref
 from uftrace_agent.session.restoring import instrumented_processes, restore_orphan
 from uftrace_agent.session.session import END_SHUTDOWN, Session
@@ -40,6 +42,7 @@ from uftrace_agent.session.types import (
     DetachOutcome,
     EventBatch,
     FunctionPlan,
+    LimitsOutcome,
     PatchOrder,
     PatchOutcome,
     RecordingOptions,
@@ -58,9 +61,13 @@ class SessionManager:
 
     Args:
         state_dir: The agent's state directory; indices of symbols are cached in it.
+        limits: What a session may cost, unless somebody says otherwise.
     """
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._cost = ASSUMED
+        self._measuring: asyncio.Task[None] | None = None
         self._images = ImageCache(str(state_dir / "symbols"))
         self._sessions: dict[str, Session] = {}
         # Detached processes that still have the annex: it serves again (and keeps
@@ -71,7 +78,11 @@ class SessionManager:
         self._watchers: set[asyncio.Task[None]] = set()
 
     async def attach(
-        self, process: ProcessId, owner: str, options: RecordingOptions
+        self,
+        process: ProcessId,
+        owner: str,
+        options: RecordingOptions,
+        limits: LimitChange = NO_CHANGE,
     ) -> AttachOutcome:
         """Hold a process, or join the session that holds it already."""
         named = resolve(process)
@@ -81,7 +92,8 @@ class SessionManager:
             if known is not None:
                 return AttachOutcome(known.info(), False, 0, 0)
             attachment = await self._attachment(named, options)
-            session = Session.of(named, owner, attachment)
+            allowed = self.limits.changed(limits)
+            session = Session.of(named, owner, attachment, allowed, lambda: self._cost)
             self._keep(session, options)
         return AttachOutcome(session.info(), True, session.attach_pause_ns, session.restored_sites)
 
@@ -93,7 +105,9 @@ class SessionManager:
 
     async def adopt(self) -> None:
         """Go on with the sessions that an agent which died has left on this host; where
-        that cannot be, set back what it patched."""
+        that cannot be, set back what it patched. The cost of a probe is measured
+        meanwhile, and beyond."""
+        self._measuring = asyncio.create_task(self._measure())
         for process in await asyncio.to_thread(instrumented_processes):
             try:
                 await self._adopt(process)
@@ -108,6 +122,17 @@ class SessionManager:
                     hint=error.hint if isinstance(error, AgentError) else "",
                 )
 
+    async def _measure(self) -> None:
+        self._cost = await asyncio.to_thread(measure_probe_cost)
+        if not self._cost.measured:
+            _log.warning("the cost of a probe is assumed", why=self._cost.detail)
+
+    async def probe_cost(self) -> ProbeCost:
+        """What a probe costs on this host; measured once, at the start."""
+        if self._measuring is not None:
+            await asyncio.shield(self._measuring)
+        return self._cost
+
     async def _adopt(self, process: ProcessId) -> None:
         attachment = await asyncio.to_thread(adopt, process, self._images)
         if attachment is not None and attachment.manifest.session.session_id in self._sessions:
@@ -120,7 +145,7 @@ class SessionManager:
             if restored:
                 _log.warning("restored what a dead agent left", pid=process.pid, sites=restored)
             return
-        session = Session.adopted(process, attachment)
+        session = Session.adopted(process, attachment, self.limits, lambda: self._cost)
         rings = attachment.annex.ring_options
         self._keep(session, RecordingOptions(rings.ring_bytes, rings.ring_count - 1))
         _log.warning(
@@ -182,6 +207,12 @@ class SessionManager:
         """Disable tracepoints; no patterns means all. `answer` as for `patch`."""
         return await self._get(session_id).unpatch(patterns, writer, answer)
 
+    async def set_limits(
+        self, session_id: str, change: LimitChange, patterns: Sequence[str]
+    ) -> LimitsOutcome:
+        """Change what a session may cost, or, with patterns, what these functions may."""
+        return await self._get(session_id).set_limits(change, patterns)
+
     async def list_functions(
         self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int
     ) -> tuple[int, Sequence[FunctionPlan]]:
@@ -232,7 +263,7 @@ class SessionManager:
         return ""
 
     def tracepoints(self, session_id: str) -> list[TracepointInfo]:
-        """The enabled functions by rising function id."""
+        """The functions that are enabled or throttled, by rising function id."""
         return self._get(session_id).tracepoints()
 
     def stream(
@@ -245,6 +276,8 @@ class SessionManager:
         """Detach every session; streams end with their last batch."""
         await asyncio.gather(*(self._leave(s) for s in list(self._sessions.values())))
         await asyncio.gather(*self._watchers)
+        if self._measuring is not None:
+            await self._measuring
         for _, attachment in self._parked.values():
             attachment.close()
         self._parked.clear()

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -22,39 +20,48 @@ import structlog
 from uftrace_agent.engine.manifest import SessionRecord
 from uftrace_agent.engine.model import Status, Writer
 from uftrace_agent.engine.planner import PlanOptions
+from uftrace_agent.engine.probe_cost import ProbeCost
 from uftrace_agent.engine.report import (
     DEFAULT_STOP_DEADLINE_NS,
     EngineOptions,
     EngineReport,
     SiteOutcome,
 )
-from uftrace_agent.engine.site import Role
 from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.errors import AgentError, BusyTargetError, InvalidRequestError, TargetGoneError
 from uftrace_agent.process.address_space import executable_files
 from uftrace_agent.recording.clock import TickClock
 from uftrace_agent.recording.rings import RingReader
 from uftrace_agent.session.attaching import Attachment
+from uftrace_agent.session.budget import LimitChange, Limits
+from uftrace_agent.session.budget_note import BudgetNote
 from uftrace_agent.session.drainer import Drainer, Resumed
 from uftrace_agent.session.feed import Feed
-from uftrace_agent.session.function_names import function_ref
+from uftrace_agent.session.process_end import exit_detail
+from uftrace_agent.session.results import (
+    over_budget,
+    patch_outcome,
+    traced_functions,
+    tracepoint_infos,
+)
+from uftrace_agent.session.throttling import Throttling
 from uftrace_agent.session.types import (
     DetachOutcome,
     EventBatch,
+    LimitsOutcome,
     MappedModule,
     PatchOrder,
     PatchOutcome,
-    PatchResult,
     ProcessId,
     SessionInfo,
     TracedFunction,
     TracepointInfo,
 )
+from uftrace_agent.session.worker import Worker, prefer_this_thread
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 _BUFFER_BYTES: Final = 256 << 10
-_WORKER_NICENESS: Final = -10
 _GENERATION_SHIFT: Final = 40
 
 END_DETACHED: Final = 1
@@ -69,7 +76,14 @@ class Session:
     Use `Session.open`; all methods belong to the event loop that opened it.
     """
 
-    def __init__(self, process: ProcessId, attachment: Attachment, record: SessionRecord) -> None:
+    def __init__(
+        self,
+        process: ProcessId,
+        attachment: Attachment,
+        record: SessionRecord,
+        limits: Limits,
+        cost: Callable[[], ProbeCost],
+    ) -> None:
         self.session_id = record.session_id
         self.process = process
         self.owner = record.owner
@@ -77,9 +91,7 @@ class Session:
         self.attach_pause_ns = attachment.pauses.longest_ns
         self._attached_unix_ns = record.since_unix_ns
         self._attachment = attachment
-        self._worker = ThreadPoolExecutor(
-            1, thread_name_prefix=f"session-{process.pid}", initializer=prefer_this_thread
-        )
+        self._worker = Worker(f"session-{process.pid}", prefer_this_thread)
         self._loop = asyncio.get_running_loop()
         options = attachment.annex.ring_options
         self._rings = RingReader(
@@ -90,11 +102,17 @@ class Session:
             _BUFFER_BYTES,
         )
         self.feed = Feed()
+        self._throttling = Throttling(
+            self._rings, limits, cost, self._take_out_soon, attachment.manifest.keep_note
+        )
+        # How functions were asked to be patched: so they are unpatched.
+        self._writers: dict[int, Writer] = {}
         resumed = self._resume(record)
-        self._functions = [
-            traced for t in attachment.engine.tracepoints.values() for traced in _traced(t)
-        ]
+        inherited = list(attachment.engine.tracepoints.values())
+        self._functions = [traced for t in inherited for traced in traced_functions(t)]
         self._names = {traced.function_id: traced.function for traced in self._functions}
+        self._throttling.announce(inherited)
+        self._throttling.enabled([t for t in inherited if t.enabled])
         self._drainer = Drainer(
             process.pid,
             self._rings,
@@ -104,6 +122,7 @@ class Session:
             self._new_functions,
             self._look_after,
             resumed,
+            self._throttling,
         )
         self._pidfd = os.pidfd_open(process.pid)
         self._loop.add_reader(self._pidfd, self._process_ended)
@@ -115,29 +134,51 @@ class Session:
         self._drainer.start()
 
     @classmethod
-    def of(cls, process: ProcessId, owner: str, attachment: Attachment) -> Session:
-        """A session of an attached process.
+    def of(
+        cls,
+        process: ProcessId,
+        owner: str,
+        attachment: Attachment,
+        limits: Limits,
+        cost: Callable[[], ProbeCost],
+    ) -> Session:
+        """A session of an attached process, and what it may cost.
 
         Raises:
             TargetGoneError: It ended meanwhile.
         """
         record = SessionRecord(uuid.uuid4().hex[:12], owner, 0, time.time_ns())
-        return cls._of(process, attachment, record)
+        return cls._of(process, attachment, record, limits, cost)
 
     @classmethod
-    def adopted(cls, process: ProcessId, attachment: Attachment) -> Session:
-        """The session that another agent left, gone on with.
+    def adopted(
+        cls,
+        process: ProcessId,
+        attachment: Attachment,
+        limits: Limits,
+        cost: Callable[[], ProbeCost],
+    ) -> Session:
+        """The session that another agent left, gone on with; `limits` where that has left
+        none.
 
         Raises:
             TargetGoneError: The process ended meanwhile.
         """
         record = attachment.manifest.session
-        return cls._of(process, attachment, replace(record, generation=record.generation + 1))
+        record = replace(record, generation=record.generation + 1)
+        return cls._of(process, attachment, record, limits, cost)
 
     @classmethod
-    def _of(cls, process: ProcessId, attachment: Attachment, record: SessionRecord) -> Session:
+    def _of(
+        cls,
+        process: ProcessId,
+        attachment: Attachment,
+        record: SessionRecord,
+        limits: Limits,
+        cost: Callable[[], ProbeCost],
+    ) -> Session:
         try:
-            return cls(process, attachment, record)
+            return cls(process, attachment, record, limits, cost)
         except BaseException as error:
             attachment.close()
             if isinstance(error, ProcessLookupError):
@@ -149,8 +190,13 @@ class Session:
         rings, manifest = self._rings, self._attachment.manifest
         if not record.generation:
             before = replace(record, taken_before=rings.taken_ever, lost_before=rings.lost_ever)
+            self._throttling.begin()
             manifest.begin_session(before)
             return Resumed()
+        note = BudgetNote.unpack(manifest.read_note())
+        if note is not None:
+            self._throttling.resume(note, self._attachment.program.function_at)
+        self._throttling.begin()
         rings.count_losses_since(record.lost_before)
         manifest.begin_session(record)
         # Above all numbers of the agents before.
@@ -181,20 +227,79 @@ class Session:
         program, engine = self._attachment.program, self._attachment.engine
         program.refresh()
         functions = program.select(order.patterns)
+        if order.limits and not order.dry_run:
+            self._throttling.set_own([f.address for f in functions], order.limits)
+        refused = over_budget(functions, self._throttling)
+        out = {outcome.function.address for outcome in refused}
         options = EngineOptions(
             plan=PlanOptions(order.writer, order.entry_only, order.allow_multi),
             all_or_nothing=order.all_or_nothing,
-            dry_run=order.dry_run,
+            dry_run=order.dry_run or (order.all_or_nothing and bool(refused)),
             stop_deadline_ns=order.stop_deadline_ns or DEFAULT_STOP_DEADLINE_NS,
             owner=order.owner,
+            breathe=self._worker.breathe,
         )
-        report = engine.enable(functions, options, self._announce)
-        return self._outcome(report, started)
+        allowed = [f for f in functions if f.address not in out]
+        report = EngineReport([])
+        if allowed:
+            report = engine.enable(allowed, options, self._announce)
+        self._watch(report, order.writer)
+        report.outcomes += refused
+        return patch_outcome(report, started, self._names)
+
+    def _watch(self, report: EngineReport, writer: Writer) -> None:
+        tracepoints = self._attachment.engine.tracepoints
+        new = [o.function.address for o in report.outcomes if o.status is Status.ENABLED]
+        self._writers |= dict.fromkeys(new, writer)
+        # What was taken out again while the last ones were written is not watched.
+        self._throttling.enabled([tracepoints[each] for each in new if tracepoints[each].enabled])
 
     def _announce(self, new: Sequence[Tracepoint]) -> None:
-        traced = [traced for tracepoint in new for traced in _traced(tracepoint)]
+        self._throttling.announce(new)
+        traced = [traced for tracepoint in new for traced in traced_functions(tracepoint)]
         self._functions += traced
         self._names.update((one.function_id, one.function) for one in traced)
+
+    async def set_limits(self, change: LimitChange, patterns: Sequence[str]) -> LimitsOutcome:
+        """Change what the session may cost, or, with patterns, what these functions may."""
+
+        def work() -> tuple[int, int]:
+            if not patterns:
+                return 0, self._throttling.set_limits(change)
+            program = self._attachment.program
+            program.refresh()
+            addresses = [function.address for function in program.select(patterns)]
+            return len(addresses), self._throttling.set_own(addresses, change)
+
+        count, raised = await self._run(work)
+        return LimitsOutcome(self.info(), count, raised)
+
+    # On the drain thread. The worker does it before all that waits, and in the middle of
+    # what takes long.
+    def _take_out_soon(self, addresses: Sequence[int]) -> None:
+        with suppress(RuntimeError):  # the session ends
+            self._worker.submit(lambda: self._take_out(addresses), urgent=True)
+
+    def _take_out(self, addresses: Sequence[int]) -> None:
+        engine = self._attachment.engine
+        by_writer: dict[Writer, list[int]] = {}
+        for address in addresses:
+            if address in engine.tracepoints:
+                writer = self._writers.get(address, Writer.AUTO)
+                by_writer.setdefault(writer, []).append(address)
+        for writer, those in by_writer.items():
+            try:
+                engine.disable(those, EngineOptions(plan=PlanOptions(writer)), EngineReport([]))
+            except (AgentError, OSError) as error:
+                # It goes on costing too much, and will be taken out at the next try.
+                _log.warning("not throttled", pid=self.process.pid, error=str(error))
+        for throttle in self._throttling.taken_out(addresses):
+            _log.warning(
+                "took out a tracepoint that cost too much",
+                pid=self.process.pid,
+                function=throttle.function,
+                why=throttle.words(),
+            )
 
     async def unpatch(
         self, patterns: Sequence[str], writer: Writer, answer: Callable[[PatchOutcome], _T]
@@ -224,45 +329,18 @@ class Session:
             ]
         else:
             addresses = [a for a, t in engine.tracepoints.items() if t.enabled]
-        engine.disable(addresses, EngineOptions(plan=PlanOptions(writer)), report)
-        return self._outcome(report, started)
-
-    def _outcome(self, report: EngineReport, started: int) -> PatchOutcome:
-        return PatchOutcome(
-            results=[self._result(outcome) for outcome in report.outcomes],
-            longest_pause_ns=report.pauses.longest_ns,
-            longest_pause_tid=report.pauses.tid,
-            elapsed_ns=time.monotonic_ns() - started,
-            plan_ns=report.plan_ns,
-            writer_detail=report.writer_detail,
-            pauses=report.pauses.by_thread,
-        )
-
-    def _result(self, outcome: SiteOutcome) -> PatchResult:
-        plan = outcome.plan
-        return PatchResult(
-            function=self._names.get(outcome.function_id) or function_ref(outcome.function),
-            function_id=outcome.function_id,
-            status=outcome.status,
-            form=plan.form if plan else None,
-            writer=outcome.writer or (plan.writer if plan else None),
-            refusal=outcome.refusal,
-            exit_refusal=plan.exit_refusal if plan else None,
-            detail=outcome.detail,
-            kind=outcome.kind or (plan.kind if plan else None),
-        )
+        try:
+            engine.disable(addresses, EngineOptions(plan=PlanOptions(writer)), report)
+        finally:
+            chosen = [engine.tracepoints[address] for address in addresses]
+            self._throttling.disabled([each for each in chosen if not each.enabled])
+        return patch_outcome(report, started, self._names)
 
     def tracepoints(self) -> list[TracepointInfo]:
-        """The enabled functions, by rising id."""
-        enabled = [t for t in self._attachment.engine.tracepoints.values() if t.enabled]
-        return [
-            TracepointInfo(
-                self._result(SiteOutcome(t.function, Status.ENABLED, t.function_id, t.plan)),
-                t.owner,
-                t.enabled_unix_ns,
-            )
-            for t in sorted(enabled, key=lambda t: t.function_id)
-        ]
+        """The functions that are enabled or throttled, by rising id."""
+        known = list(self._attachment.engine.tracepoints.values())
+        enabled = [t for t in known if t.enabled]
+        return tracepoint_infos(enabled, self._throttling, self.owner, self._names)
 
     def enabled_addresses(self) -> set[int]:
         """Live addresses of the enabled functions."""
@@ -342,6 +420,10 @@ class Session:
             annex_bytes=self._attachment.annex.mapped_bytes,
             stream_count=len(self.feed.subscriptions),
             end_reason=self.end_detail,
+            limits=self._throttling.limits,
+            cpu=self._throttling.cpu(),
+            throttled=[out.throttle for out in self._throttling.throttled()],
+            annex_limit_bytes=self._attachment.annex.limit_bytes,
         )
 
     # -- the end -----------------------------------------------------------
@@ -414,7 +496,7 @@ class Session:
         self._loop.remove_reader(self._pidfd)
         self.end_detail = detail or "ended"
         await asyncio.to_thread(self._drainer.stop, end, detail)
-        self._worker.shutdown(wait=True)
+        await asyncio.to_thread(self._worker.shutdown)
         os.close(self._pidfd)
         self._rings.close()
         if end != END_DETACHED:
@@ -426,51 +508,9 @@ class Session:
         if self._closing:
             raise TargetGoneError(f"the session of process {self.process.pid} has ended")
         try:
-            return await self._loop.run_in_executor(self._worker, operation)
+            return await asyncio.wrap_future(self._worker.submit(operation))
         except OSError as error:
             # The memory went away between two looks, or there is a bug.
             if not os.path.exists(f"/proc/{self.process.pid}/maps"):
                 raise TargetGoneError(f"process {self.process.pid} ended meanwhile") from error
             raise
-
-
-def prefer_this_thread() -> None:
-    """Let the calling thread run before others, where that is allowed.
-
-    What it does is short, and while it waits for a processor in the middle of
-    a patch, threads of the target wait for it.
-    """
-    with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WORKER_NICENESS)
-
-
-def exit_detail(pid: int) -> str:
-    """How a process ended, as far as /proc still tells: "exited with status 0",
-    "killed by signal 11"; "exited" where its parent has reaped it."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return "exited"
-    if fields[0] not in (b"Z", b"X") or len(fields) < 50:
-        return "exited"
-    # Field 52 of proc(5), in the form of waitpid's status.
-    status = int(fields[49])
-    if status & 0x7F:
-        return f"killed by signal {status & 0x7F}"
-    return f"exited with status {status >> 8}"
-
-
-# A function's events are recorded under ids of their own.
-def _traced(tracepoint: Tracepoint) -> list[TracedFunction]:
-    ref = function_ref(tracepoint.function)
-    events = {
-        site.record_id: site.label for site in tracepoint.plan.others if site.role is Role.EVENT
-    }
-    return [
-        TracedFunction(tracepoint.function_id, ref, tracepoint.plan.has_exit),
-        *(
-            TracedFunction(record_id, replace(ref, name=f"{ref.name} [{label}]"), False)
-            for record_id, label in sorted(events.items())
-        ),
-    ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from uftrace_agent.engine.model import Form, Refusal, SiteKind, Status, Writer
 from uftrace_agent.process.identity import ProcessId as ProcessId
+from uftrace_agent.session.budget import NO_CHANGE, NO_LIMITS, LimitChange, LimitKind, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class PatchOrder:
     dry_run: bool = False
     stop_deadline_ns: int = 0
     allow_multi: bool = False
+    limits: LimitChange = NO_CHANGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,46 @@ class PatchOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Throttle:
+    """A function that was taken out because it cost too much: what it did when it was,
+    and what was allowed (in the unit of the limit).
+
+    Attributes:
+        cpu: Share of one processor.
+        raised: The limit was raised since: it may be patched again.
+    """
+
+    function_id: int
+    calls_per_second: float
+    cpu: float
+    limit: LimitKind
+    allowed: float
+    unix_ns: int
+    raised: bool = False
+    function: str = ""
+    module: str = ""
+
+    def words(self) -> str:
+        """What it did and what was allowed, for people."""
+        did = f"{self.calls_per_second:,.0f} calls/s took {self.cpu:.0%} of a processor"
+        if self.limit is LimitKind.CPU:
+            return f"{did}; {self.allowed * 100:.3g}% are allowed"
+        return f"{did}; {self.allowed:,.0f} calls/s are allowed"
+
+
+@dataclass(frozen=True, slots=True)
 class TracepointInfo:
-    """One enabled function of a session."""
+    """One function of a session that is enabled, or out (`throttle` says why).
+
+    `calls_per_second` are those of late; 0 where nothing is limited.
+    """
 
     patch: PatchResult
     owner: str
     enabled_unix_ns: int
+    throttle: Throttle | None = None
+    limits: LimitChange = NO_CHANGE
+    calls_per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +147,10 @@ class SessionInfo:
     annex_bytes: int
     stream_count: int
     end_reason: str = ""
+    limits: Limits = NO_LIMITS
+    cpu: float = 0.0
+    throttled: Sequence[Throttle] = ()
+    annex_limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +173,16 @@ class DetachOutcome:
     longest_pause_ns: int
     records_produced: int
     records_lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsOutcome:
+    """What is allowed now; how many functions the patterns matched, and how many
+    throttled ones may be patched again."""
+
+    session: SessionInfo
+    function_count: int
+    raised_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,3 +243,4 @@ class EventBatch:
     end: int = 0
     end_detail: str = ""
     record_count: int = field(default=0)
+    throttled: Sequence[Throttle] = ()

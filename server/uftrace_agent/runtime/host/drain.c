@@ -11,7 +11,7 @@ struct ring {
 	uint64_t lost;
 	uint64_t shared_head;
 	uint64_t thread;
-	uint64_t pad[4];
+	uint64_t lost_words[4];
 	uint64_t tail;
 	uint64_t taken;
 	uint64_t holes;
@@ -40,6 +40,9 @@ struct uh_drain {
 	uint64_t *hole_since; /* by ring: when its next record was first seen missing; kept */
 	uint32_t next_ring; /* where to go on, so that no ring starves */
 	uint32_t skip_holes; /* the target is gone: records never committed are passed over */
+	uint64_t *calls; /* by function id: entries counted so far; [0] has all other ids */
+	uint64_t call_capacity;
+	uint64_t *counted; /* by ring: the records before this position are in `calls`; kept */
 	/* out: */
 	uint64_t used;
 	uint32_t run_count;
@@ -64,6 +67,14 @@ static int give_up_hole(struct uh_drain *d, uint32_t index)
 	return now - d->hole_since[index] > HOLE_NANOS;
 }
 
+/* One more entry of the record's function; exits have been counted with their entries. */
+static inline void count_call(struct uh_drain *d, uint64_t word)
+{
+	uint64_t id = word >> UF_ID_SHIFT & UF_ID_MAX;
+
+	d->calls[id < d->call_capacity ? id : 0] += (word >> UF_KIND_SHIFT & 7) != UF_KIND_EXIT;
+}
+
 /* Copy what ring `index` holds. */
 static void drain_ring(struct uh_drain *d, uint32_t index)
 {
@@ -72,6 +83,7 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 	const uint64_t size = d->ring_bytes;
 	uint64_t position = ring->tail;
 	const uint64_t limit = position + size;
+	const uint64_t counted = d->counted[index];
 	struct uh_run *run = 0;
 	uint64_t taken = 0;
 
@@ -115,6 +127,8 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 			d->more = 1;
 			break;
 		}
+		if (position >= counted)
+			count_call(d, word);
 		((uint64_t *)(d->out + d->used))[0] = ticks;
 		((uint64_t *)(d->out + d->used))[1] = word & ~1ull;
 		d->used += 16;
@@ -125,6 +139,8 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 	/* Who is killed here has taken what it did not count, or the reverse: the agent
 	 * after it believes the counts. */
 	ring->taken += taken;
+	if (position > counted)
+		d->counted[index] = position;
 	__atomic_store_n(&ring->tail, position, __ATOMIC_RELEASE);
 }
 
@@ -144,6 +160,36 @@ UH_API int uh_drain_rings(struct uh_drain *d)
 		drain_ring(d, index);
 		if (d->more)
 			d->next_ring = index;
+	}
+	return 0;
+}
+
+/* Count what rings hold that nobody reads, and leave it there. */
+UH_API int uh_count_rings(struct uh_drain *d)
+{
+	const uint64_t size = d->ring_bytes;
+
+	for (uint32_t index = 0; index < d->ring_count; index++) {
+		const struct ring *ring =
+			(const struct ring *)(d->headers + index * UF_RING_HEADER_BYTES);
+		const uint8_t *data = d->data + index * size;
+		uint64_t position = d->counted[index];
+
+		if (index && !ring->owner)
+			continue;
+		if (position < ring->tail)
+			position = ring->tail;
+		for (; position < ring->tail + size; position += 16) {
+			const uint64_t *record = (const uint64_t *)(data + (position & (size - 1)));
+			uint64_t word = __atomic_load_n(&record[1], __ATOMIC_ACQUIRE);
+
+			/* What is behind a record in the making is counted when it is taken. */
+			if ((word & 1) != !(position & size))
+				break;
+			if ((word >> UF_KIND_SHIFT & 7) != UF_KIND_THREAD)
+				count_call(d, word);
+		}
+		d->counted[index] = position;
 	}
 	return 0;
 }

@@ -49,6 +49,9 @@
 #define UF_RING_LOST 8
 #define UF_RING_SHARED_HEAD 16
 #define UF_RING_THREAD 24
+/* The low words of the latest records that were lost, a sample of eight: whose they
+ * are is known even where nobody reads the ring. */
+#define UF_RING_LOST_WORDS 32
 #define UF_RING_TAIL 64
 /* The agent's own counts, kept here for the agent after it: records taken, and
  * given up as holes. */

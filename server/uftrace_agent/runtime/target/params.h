@@ -21,7 +21,7 @@ struct uf_ring {
 	uint64_t lost;
 	uint64_t shared_head;
 	struct uf_thread *thread;
-	uint64_t pad[4];
+	uint32_t lost_words[8];
 	uint64_t tail;
 	uint64_t pad2[7];
 };

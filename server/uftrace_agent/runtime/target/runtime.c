@@ -16,6 +16,7 @@ _Static_assert(sizeof(struct uf_thread) == UF_THREAD_BYTES, "thread entry");
 _Static_assert(offsetof(struct uf_thread, size) == UF_THREAD_SIZE, "thread entry");
 _Static_assert(offsetof(struct uf_thread, ring) == UF_THREAD_HEADER, "thread entry");
 _Static_assert(sizeof(struct uf_ring) == UF_RING_HEADER_BYTES, "ring header");
+_Static_assert(offsetof(struct uf_ring, lost_words) == UF_RING_LOST_WORDS, "ring header");
 _Static_assert(offsetof(struct uf_ring, tail) == UF_RING_TAIL, "ring header");
 _Static_assert(sizeof(struct uf_slot) == UF_SLOT_BYTES, "slot");
 _Static_assert(offsetof(struct uf_slot, resume) == UF_SLOT_RESUME, "slot");
@@ -142,15 +143,22 @@ mine:
 	return found ? thread : 0;
 }
 
+/* A record whose word is `word` is the `index`th that the ring lost. Entries are lost
+ * with their exits, in twos: every other index would never be used. */
+static inline void note_lost(struct uf_ring *ring, uint64_t index, uint64_t word)
+{
+	ring->lost_words[index >> 1 & 7] = (uint32_t)word;
+}
+
 /* Look where the consumer is by now. 1: there is room; 0: the record is lost. */
-PROBE int uf_refresh_room(struct uf_thread *thread)
+PROBE int uf_refresh_room(struct uf_thread *thread, uint64_t word)
 {
 	struct uf_ring *ring = thread->ring;
 
 	thread->limit = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) + thread->size - UF_RING_SLACK;
 	if (thread->head < thread->limit)
 		return 1;
-	ring->lost++;
+	note_lost(ring, ring->lost++, word);
 	return 0;
 }
 
@@ -163,7 +171,7 @@ PROBE void uf_record_shared(uint64_t return_slot, uint64_t word)
 	uint64_t position, ticks;
 
 	if (__atomic_load_n(&ring->shared_head, __ATOMIC_RELAXED) - tail > size - 16 * UF_RING_SLACK) {
-		__atomic_fetch_add(&ring->lost, 1, __ATOMIC_RELAXED);
+		note_lost(ring, __atomic_fetch_add(&ring->lost, 1, __ATOMIC_RELAXED), word);
 		return;
 	}
 	position = __atomic_fetch_add(&ring->shared_head, 2 * UF_RECORD_BYTES, __ATOMIC_RELAXED);

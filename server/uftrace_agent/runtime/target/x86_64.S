@@ -227,7 +227,7 @@ uf_unwind_fde:
 	testq	%rdi, %rdi
 	jne	1b
 	jmp	2b
-6:	/* full as far as is known: look at the consumer's tail */
+6:	/* full as far as is known: look at the consumer's tail. rsi = id word */
 	SAVE_MORE
 	pushq	%rsi
 	pushq	%rdi
