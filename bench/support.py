@@ -47,8 +47,9 @@ class Agent:
 
 
 @contextmanager
-def running_agent() -> Iterator[Agent]:
-    """An agent of the bench's own, on a free port.
+def running_agent(budget: str = "off") -> Iterator[Agent]:
+    """An agent of the bench's own, on a free port; what is measured mostly costs as much
+    as it can.
 
     Raises:
         RuntimeError: It did not start, or did not end well.
@@ -57,7 +58,10 @@ def running_agent() -> Iterator[Agent]:
         state = Path(name) / "state"
         with (Path(name) / "log").open("w+") as log:
             process = subprocess.Popen(
-                [*AGENT, "--listen", "127.0.0.1:0", "--state-dir", str(state)],
+                [
+                    *AGENT,
+                    *("--listen", "127.0.0.1:0", "--state-dir", str(state), "--budget", budget),
+                ],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -10,6 +10,9 @@
  *        keep up.
  *   rate CALLS_PER_SECOND MILLISECONDS
  *        Calls leaf at that rate (0: as fast as it can) and never sleeps.
+ *   storm MILLISECONDS
+ *        Calls leaf as fast as it can. Answers with a pair of numbers for every 5 ms:
+ *        calls made, and processor time that they took, in microseconds.
  *   quit
  *
  * `leaf` is what gets traced, a hot leaf of about 2 ns. `limit` is the same
@@ -142,6 +145,47 @@ static void rate(double per_second, long milliseconds)
 	       (double)(now - start) / 1e9, (unsigned long long)late);
 }
 
+#define SLICE_NS 5000000ull
+#define SLICES 4096
+
+static uint64_t cpu_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+static void storm(long milliseconds)
+{
+	static uint64_t calls[SLICES], cpu[SLICES];
+	uint64_t start = now_ns(), now = start, before = cpu_ns(), slices, slice = 0;
+	uint32_t x = 1;
+
+	slices = (uint64_t)milliseconds * 1000000 / SLICE_NS;
+	if (slices > SLICES)
+		slices = SLICES;
+	memset(calls, 0, sizeof calls);
+	memset(cpu, 0, sizeof cpu);
+	while (slice < slices) {
+		uint64_t after;
+
+		for (int i = 0; i < 20000; i++)
+			x = leaf(x);
+		now = now_ns();
+		after = cpu_ns();
+		calls[slice] += 20000;
+		cpu[slice] += after - before;
+		before = after;
+		slice = (now - start) / SLICE_NS;
+	}
+	sink = x;
+	printf("stormed");
+	for (uint64_t i = 0; i < slices; i++)
+		printf(" %llu %llu", (unsigned long long)calls[i], (unsigned long long)(cpu[i] / 1000));
+	printf("\n");
+}
+
 int main(void)
 {
 	char line[256], name[32];
@@ -159,6 +203,8 @@ int main(void)
 			measure(name, a, b, c);
 		else if (sscanf(line, "rate %lf %ld", &r, &a) == 2)
 			rate(r, a);
+		else if (sscanf(line, "storm %ld", &a) == 1)
+			storm(a);
 		else if (!strncmp(line, "quit", 4))
 			break;
 		else

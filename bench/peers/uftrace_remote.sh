@@ -16,7 +16,7 @@ export UFTRACE_STATE_DIR="$OUT/state"
 
 agent_start() {
 	mkdir -p "$OUT/state"
-	bg uftrace-agent --listen 127.0.0.1:0 --state-dir "$OUT/state" >"$OUT/agent.out" 2>"$OUT/agent.log"
+	bg uftrace-agent --listen 127.0.0.1:0 --state-dir "$OUT/state" --budget off >"$OUT/agent.out" 2>"$OUT/agent.log"
 	AGENT=$LAST
 	wait_for "$OUT/agent.out" '^listening on ' || die "agent: $(tail -1 "$OUT/agent.log")"
 	ADDRESS=$(sed -n 's/^listening on //p' "$OUT/agent.out")
