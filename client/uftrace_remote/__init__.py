@@ -26,6 +26,7 @@ from uftrace_remote.errors import BusyTargetError as BusyTargetError
 from uftrace_remote.errors import ConflictError as ConflictError
 from uftrace_remote.errors import ConnectionFailedError as ConnectionFailedError
 from uftrace_remote.errors import NoSuchFunctionError as NoSuchFunctionError
+from uftrace_remote.errors import NoSuchLeaseError as NoSuchLeaseError
 from uftrace_remote.errors import NoSuchProcessError as NoSuchProcessError
 from uftrace_remote.errors import NoSuchSessionError as NoSuchSessionError
 from uftrace_remote.errors import NotFoundError as NotFoundError
@@ -49,6 +50,9 @@ from uftrace_remote.values import EventBatch as EventBatch
 from uftrace_remote.values import Function as Function
 from uftrace_remote.values import FunctionInfo as FunctionInfo
 from uftrace_remote.values import FunctionResult as FunctionResult
+from uftrace_remote.values import Lease as Lease
+from uftrace_remote.values import LeaseInfo as LeaseInfo
+from uftrace_remote.values import LeaseResult as LeaseResult
 from uftrace_remote.values import Limits as Limits
 from uftrace_remote.values import LimitsResult as LimitsResult
 from uftrace_remote.values import Loss as Loss
@@ -86,6 +90,9 @@ __all__ = [
     "Function",
     "FunctionInfo",
     "FunctionResult",
+    "Lease",
+    "LeaseInfo",
+    "LeaseResult",
     "LimitKind",
     "Limits",
     "LimitsResult",
@@ -93,6 +100,7 @@ __all__ = [
     "LossStage",
     "MappedModule",
     "NoSuchFunctionError",
+    "NoSuchLeaseError",
     "NoSuchProcessError",
     "NoSuchSessionError",
     "NotFoundError",

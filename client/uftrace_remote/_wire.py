@@ -28,6 +28,9 @@ from uftrace_remote.values import (
     Function,
     FunctionInfo,
     FunctionResult,
+    Lease,
+    LeaseInfo,
+    LeaseResult,
     Limits,
     LimitsResult,
     Loss,
@@ -202,7 +205,24 @@ def session_from_wire(message: session_pb2.Session) -> Session:
         cpu=message.cpu_share,
         throttled=tuple(map(throttle_from_wire, message.throttled)),
         annex_limit_bytes=message.annex_limit_bytes,
+        leases=tuple(
+            LeaseInfo(lease.name, lease.remaining_nanos, lease.tracepoint_count)
+            for lease in message.leases
+        ),
+        pending_patterns=tuple(message.pending_patterns),
     )
+
+
+def lease_to_wire(lease: Lease | None) -> session_pb2.Lease | None:
+    """A lease for a request."""
+    if lease is None:
+        return None
+    return session_pb2.Lease(name=lease.name, duration_nanos=lease.duration_ns)
+
+
+def lease_result_from_wire(message: session_pb2.ReleaseLeaseResponse) -> LeaseResult:
+    """What became of a lease."""
+    return LeaseResult(session_from_wire(message.session), message.tracepoint_count)
 
 
 def attach_from_wire(message: session_pb2.AttachResponse) -> AttachResult:
@@ -254,6 +274,7 @@ def patch_from_wire(message: tracepoint_pb2.PatchResponse) -> PatchResult:
         plan_ns=message.plan_nanos,
         writer_detail=message.writer_detail,
         pauses={pause.tid: pause.nanos for pause in message.pauses},
+        pending_patterns=tuple(message.pending_patterns),
     )
 
 

@@ -36,6 +36,8 @@ from uftrace_remote.values import (
     DetachResult,
     EventBatch,
     FunctionInfo,
+    Lease,
+    LeaseResult,
     Limits,
     LimitsResult,
     PatchOptions,
@@ -249,6 +251,8 @@ class AgentClient:
             stop_deadline_nanos=chosen.stop_deadline_ns,
             allow_multi=chosen.allow_multi,
             limits=_wire.limits_to_wire(chosen.limits),
+            lease=_wire.lease_to_wire(chosen.lease),
+            pending=chosen.pending,
         )
         call = self._stub.Patch(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.patch_from_wire(await self._answer(call))
@@ -291,6 +295,31 @@ class AgentClient:
         )
         call = self._stub.SetLimits(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.limits_result_from_wire(await self._answer(call))
+
+    async def renew_lease(self, session_id: str, lease: Lease) -> Session:
+        """Has a lease end that long from now.
+
+        Raises:
+            NoSuchLeaseError: It has ended, and what it alone held is unpatched.
+        """
+        request = session_pb2.RenewLeaseRequest(
+            request_id=_request_id(), session_id=session_id, lease=_wire.lease_to_wire(lease)
+        )
+        call = self._stub.RenewLease(request, timeout=self._timeout, metadata=self._metadata)
+        answer: session_pb2.RenewLeaseResponse = await self._answer(call)
+        return _wire.session_from_wire(answer.session)
+
+    async def release_lease(self, session_id: str, name: str, *, keep: bool = False) -> LeaseResult:
+        """Ends a lease: what it alone holds is unpatched, or stays with `keep`.
+
+        Raises:
+            NoSuchLeaseError: It has ended before.
+        """
+        request = session_pb2.ReleaseLeaseRequest(
+            request_id=_request_id(), session_id=session_id, name=name, keep=keep
+        )
+        call = self._stub.ReleaseLease(request, timeout=self._heavy, metadata=self._metadata)
+        return _wire.lease_result_from_wire(await self._answer(call))
 
     async def sessions(self) -> tuple[Session, ...]:
         """The sessions of the agent, oldest first."""

@@ -9,6 +9,7 @@
         NoSuchProcessError
         NoSuchFunctionError               with near names
         NoSuchSessionError
+        NoSuchLeaseError                  it has ended
       ConflictError                   6   somebody else is in the way
       UnsupportedTargetError          7   this kind of process cannot be traced
       TargetGoneError                 8   the process ended or executed another program
@@ -117,6 +118,12 @@ class NoSuchSessionError(NotFoundError):
     """No such session on this agent."""
 
     default_reason = "NO_SUCH_SESSION"
+
+
+class NoSuchLeaseError(NotFoundError):
+    """No such lease in the session: it has ended."""
+
+    default_reason = "NO_SUCH_LEASE"
 
 
 class ConflictError(UftraceError):

@@ -26,6 +26,8 @@ from uftrace_remote.values import (
     DetachResult,
     EventBatch,
     FunctionInfo,
+    Lease,
+    LeaseResult,
     Limits,
     LimitsResult,
     PatchOptions,
@@ -206,6 +208,14 @@ class SyncAgentClient:
     def sessions(self) -> tuple[Session, ...]:
         """As `AgentClient.sessions`."""
         return self._runner.run(self._client.sessions())
+
+    def renew_lease(self, session_id: str, lease: Lease) -> Session:
+        """As `AgentClient.renew_lease`."""
+        return self._runner.run(self._client.renew_lease(session_id, lease))
+
+    def release_lease(self, session_id: str, name: str, *, keep: bool = False) -> LeaseResult:
+        """As `AgentClient.release_lease`."""
+        return self._runner.run(self._client.release_lease(session_id, name, keep=keep))
 
     def set_limits(
         self, session_id: str, limits: Limits, patterns: Iterable[str] = ()

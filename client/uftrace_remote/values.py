@@ -185,6 +185,28 @@ class RecordingOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """How long tracepoints are to last, unless that is said anew in time.
+
+    Attributes:
+        name: Unique in the session; the same name again is the same lease.
+        duration_ns: From now on.
+    """
+
+    name: str
+    duration_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """A lease as it stands now, with how many enabled tracepoints it holds."""
+
+    name: str
+    remaining_ns: int
+    tracepoint_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """An agent's hold on one process, as it stands now."""
 
@@ -202,6 +224,17 @@ class Session:
     cpu: float = 0.0
     throttled: tuple[Throttle, ...] = ()
     annex_limit_bytes: int = 0
+    leases: tuple[LeaseInfo, ...] = ()
+    pending_patterns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseResult:
+    """The session after a lease has ended, and how many tracepoints went with it (or
+    stay, if they were to be kept)."""
+
+    session: Session
+    tracepoint_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +281,9 @@ class PatchOptions:
         stop_deadline_ns: Longest time that threads may be stopped; 0 is the agent's default.
         allow_multi: Move several instructions at once where no other form fits.
         limits: What these functions alone may cost.
+        lease: What holds the tracepoints; None: they stay until they are unpatched.
+        pending: Also in modules that are loaded later; a pattern that matches nothing
+            yet is no error.
     """
 
     writer: PatchWriter = PatchWriter.AUTO
@@ -257,6 +293,8 @@ class PatchOptions:
     stop_deadline_ns: int = 0
     allow_multi: bool = False
     limits: Limits = Limits()
+    lease: Lease | None = None
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +326,7 @@ class PatchResult:
         plan_ns: Its planning part.
         writer_detail: Why threads had to be stopped; empty where none had.
         pauses: Nanoseconds by thread id, of all threads that stood still.
+        pending_patterns: Those that match nothing yet.
     """
 
     results: tuple[FunctionResult, ...]
@@ -299,6 +338,7 @@ class PatchResult:
     plan_ns: int = 0
     writer_detail: str = ""
     pauses: Mapping[int, int] = field(default_factory=dict)
+    pending_patterns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

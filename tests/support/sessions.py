@@ -17,6 +17,8 @@ from uftrace_agent.session.types import (
     EventBatch,
     FunctionPlan,
     FunctionRef,
+    LeaseOrder,
+    LeaseOutcome,
     LimitsOutcome,
     PatchOrder,
     PatchOutcome,
@@ -77,6 +79,14 @@ class ScriptedSessions:
     ) -> LimitsOutcome:
         await self._called("set_limits", session_id, change, tuple(patterns))
         return LimitsOutcome(self._find(session_id), len(patterns), 0)
+
+    async def renew_lease(self, session_id: str, lease: LeaseOrder) -> SessionInfo:
+        await self._called("renew_lease", session_id, lease)
+        return self._find(session_id)
+
+    async def release_lease(self, session_id: str, name: str, keep: bool) -> LeaseOutcome:
+        await self._called("release_lease", session_id, name, keep)
+        return LeaseOutcome(self._find(session_id), 1)
 
     async def attach(
         self,

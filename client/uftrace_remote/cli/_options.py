@@ -8,12 +8,19 @@ from typing import Any, TypeVar
 import click
 
 from uftrace_remote.enums import PatchWriter
-from uftrace_remote.values import Limits, PatchOptions
+from uftrace_remote.values import Lease, Limits, PatchOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 WRITERS = ("auto", "byte", "trap", "stop")
-_SCALES = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
+_SCALES = {
+    "ns": 1,
+    "us": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3600_000_000_000,
+}
 
 
 def duration_type(default_unit: str) -> Callable[[str], int]:
@@ -24,7 +31,7 @@ def duration_type(default_unit: str) -> Callable[[str], int]:
     """
 
     def duration(text: str) -> int:
-        match = re.match(r"([0-9]+(?:\.[0-9]+)?)\s*(ns|us|ms|s|m)?\Z", text, re.ASCII)
+        match = re.match(r"([0-9]+(?:\.[0-9]+)?)\s*(ns|us|ms|s|m|h)?\Z", text, re.ASCII)
         if match is None:
             raise click.BadParameter(f"'{text}' is no duration (write 10us, 1.5ms, 2s, 1m)")
         return round(float(match[1]) * _SCALES[match[2] or default_unit])
@@ -102,6 +109,11 @@ def patch_options(command: _Command) -> _Command:
     command = limit_options(of="these functions")(command)
     for option in (
         click.option(
+            "--pending",
+            is_flag=True,
+            help="Also in modules that are loaded later; FUNC may match nothing yet.",
+        ),
+        click.option(
             "--all-or-nothing", is_flag=True, help="Patch nothing where one function is refused."
         ),
         click.option("--entry-only", is_flag=True, help="Trace entries alone."),
@@ -130,7 +142,9 @@ def to_patch_options(
     cpu: float | None = None,
     rate: float | None = None,
     *,
+    pending: bool = False,
     dry_run: bool = False,
+    lease: Lease | None = None,
 ) -> PatchOptions:
     """What those options say."""
     return PatchOptions(
@@ -140,4 +154,6 @@ def to_patch_options(
         dry_run=dry_run,
         allow_multi=multi,
         limits=Limits(cpu, rate),
+        lease=lease,
+        pending=pending,
     )

@@ -89,6 +89,8 @@ async def patch_functions(
             f"{_output.plural(len(refused), 'function')} refused; nothing was patched",
             hint="leave out --all-or-nothing, or name functions that can be patched",
         )
+    if result.pending_patterns:
+        return result
     if not any(each.status in _ACTIVE for each in result.results):
         print_refusals(result.results)
         raise PartialFailureError(

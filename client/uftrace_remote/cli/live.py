@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import click
 
 from uftrace_remote.cli import _output
+from uftrace_remote.cli._leases import command_lease, renewing
 from uftrace_remote.cli._lines import HEADER, LineFormatter, LinePrinter, use_color
 from uftrace_remote.cli._options import (
     duration_option,
@@ -85,6 +86,7 @@ def live(
     multi: bool,
     cpu: float | None,
     rate: float | None,
+    pending: bool,
     keep: bool,
     max_depth: int | None,
     min_duration: int,
@@ -97,7 +99,16 @@ def live(
     request = _Request(
         settings.target(target),
         patterns,
-        to_patch_options(writer, entry_only, all_or_nothing, multi, cpu, rate),
+        to_patch_options(
+            writer,
+            entry_only,
+            all_or_nothing,
+            multi,
+            cpu,
+            rate,
+            pending=pending,
+            lease=None if keep else command_lease("live"),
+        ),
         duration_ns,
         keep,
         max_depth or 0,
@@ -121,7 +132,8 @@ async def _live(settings: Settings, request: _Request, stop: asyncio.Event) -> N
                     await pump.wait_for_first()
                 result = await patch_functions(held, request.patterns, request.options)
                 patched.append(result)
-                last = await _show(held, pump, result, settings, request, stop)
+                async with renewing(agent, held.session_id, request.options.lease):
+                    last = await _show(held, pump, result, settings, request, stop)
             finally:
                 await pump.close()
     error = end_error(last) if last is not None else None

@@ -21,6 +21,7 @@ from uftrace_remote.cli.completion import completion
 from uftrace_remote.cli.detach import detach
 from uftrace_remote.cli.export import export
 from uftrace_remote.cli.functions import functions
+from uftrace_remote.cli.lease import keep, release
 from uftrace_remote.cli.live import live
 from uftrace_remote.cli.patch import patch
 from uftrace_remote.cli.ps import ps
@@ -196,6 +197,8 @@ for _command in (
     detach,
     status,
     budget,
+    keep,
+    release,
     live,
     record,
     replay,

@@ -6,7 +6,13 @@ import click
 
 from uftrace_remote.agent import AgentClient
 from uftrace_remote.cli import _output
-from uftrace_remote.cli._options import json_option, patch_options, to_patch_options
+from uftrace_remote.cli._leases import command_lease
+from uftrace_remote.cli._options import (
+    duration_type,
+    json_option,
+    patch_options,
+    to_patch_options,
+)
 from uftrace_remote.cli._progress import spinner
 from uftrace_remote.cli._refusals import describe, print_refusals
 from uftrace_remote.cli._settings import Settings, pass_settings, run
@@ -17,6 +23,7 @@ from uftrace_remote.errors import NoSuchFunctionError
 from uftrace_remote.values import (
     FunctionInfo,
     FunctionResult,
+    Lease,
     PatchOptions,
     PatchResult,
     Process,
@@ -27,6 +34,19 @@ from uftrace_remote.values import (
 @click.argument("target")
 @click.argument("patterns", nargs=-1, required=True, metavar="FUNC...")
 @patch_options
+@click.option(
+    "--for",
+    "duration_ns",
+    type=duration_type("s"),
+    metavar="TIME",
+    help="Unpatch by itself after so long (30s, 10m, 2h), whatever becomes of this command.",
+)
+@click.option(
+    "--lease",
+    "lease_name",
+    metavar="NAME",
+    help="A name for --for, by which `keep` and `release` know it.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="List every function.")
 @json_option
@@ -41,14 +61,28 @@ def patch(
     multi: bool,
     cpu: float | None,
     rate: float | None,
+    pending: bool,
+    duration_ns: int | None,
+    lease_name: str | None,
     dry_run: bool,
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Enable tracepoints in a running process; they stay until `unpatch` or `detach`."""
+    """Enable tracepoints in a running process.
+
+    They stay until `unpatch` or `detach`, or for as long as --for says.
+    """
     where = settings.target(target)
     options = to_patch_options(
-        writer, entry_only, all_or_nothing, multi, cpu, rate, dry_run=dry_run
+        writer,
+        entry_only,
+        all_or_nothing,
+        multi,
+        cpu,
+        rate,
+        pending=pending,
+        lease=_lease(duration_ns, lease_name),
+        dry_run=dry_run,
     )
 
     async def work() -> PatchResult:
@@ -68,6 +102,22 @@ def patch(
         _print_all(result.results, settings.color)
     _print_summary(result, dry_run)
     print_refusals(result.results)
+    if result.pending_patterns:
+        click.echo(f"pending: {', '.join(result.pending_patterns)} (nothing matches yet)")
+    if options.lease is not None and not dry_run:
+        click.echo(
+            f"lease {options.lease.name}: unpatched by itself in "
+            f"{_output.brief_duration(options.lease.duration_ns)}; to keep it: "
+            f"uftrace-remote keep {target} {options.lease.name}"
+        )
+
+
+def _lease(duration_ns: int | None, name: str | None) -> Lease | None:
+    if duration_ns is None:
+        if name:
+            raise click.UsageError("say how long the lease lasts: --for 10m")
+        return None
+    return Lease(name or command_lease("patch").name, duration_ns)
 
 
 # A dry run leaves a process that is not attached to alone altogether: what the

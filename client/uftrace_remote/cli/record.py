@@ -13,6 +13,7 @@ import click
 
 from uftrace_remote._version import client_version
 from uftrace_remote.cli import _output
+from uftrace_remote.cli._leases import command_lease, renewing
 from uftrace_remote.cli._options import (
     duration_option,
     json_option,
@@ -110,6 +111,7 @@ def record(
     multi: bool,
     cpu: float | None,
     rate: float | None,
+    pending: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -120,7 +122,16 @@ def record(
     request = _Request(
         settings.target(target),
         patterns,
-        to_patch_options(writer, entry_only, all_or_nothing, multi, cpu, rate),
+        to_patch_options(
+            writer,
+            entry_only,
+            all_or_nothing,
+            multi,
+            cpu,
+            rate,
+            pending=pending,
+            lease=command_lease("record"),
+        ),
         duration_ns,
         directory,
         force,
@@ -189,7 +200,8 @@ class _Recording:
             patched.append(result)
             print_refusals(result.results)
             self._started = time.monotonic()
-            last = await self._collect(pump, stop)
+            async with renewing(held.agent, held.session_id, self._request.options.lease):
+                last = await self._collect(pump, stop)
             seconds = time.monotonic() - self._started
             produced = await self._leave(pump, result, last)
         finally:

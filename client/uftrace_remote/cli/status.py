@@ -88,6 +88,7 @@ def status(settings: Settings, host: str | None, verbose: bool, as_json: bool) -
     )
     for each in result.sessions:
         _print_throttled(each.session)
+        _print_leases(each.session)
     if verbose:
         for each in result.sessions:
             _print_tracepoints(each, settings.color)
@@ -125,6 +126,20 @@ def _print_throttled(session: Session) -> None:
         click.echo(
             f"session {session.session_id}: {throttle.function} throttled: "
             f"{describe_throttle(throttle)} ({advice(throttle, str(session.process.pid))})"
+        )
+
+
+def _print_leases(session: Session) -> None:
+    for lease in session.leases:
+        click.echo(
+            f"session {session.session_id}: lease {lease.name} holds "
+            f"{_output.plural(lease.tracepoint_count, 'tracepoint')} for another "
+            f"{_output.brief_duration(lease.remaining_ns)}"
+        )
+    if session.pending_patterns:
+        click.echo(
+            f"session {session.session_id}: pending in modules that are loaded later: "
+            f"{', '.join(session.pending_patterns)}"
         )
 
 

@@ -445,20 +445,22 @@ class PatchEngine:
                     self._parked[index] = (site, tracepoint.function_id)
                     self._manifest.mark([index], Phase.PARKED)
 
-    def lapse(self, alive: int, report: EngineReport) -> None:
-        """Disable what is held by leases, and by none that is alive.
+    def lapsed(self, alive: int) -> list[Tracepoint]:
+        """What is held by leases, and by none that is alive: to be disabled.
 
         Args:
             alive: The bits of the leases that have not ended.
-            report: Gets the outcomes.
-
-        Raises:
-            TargetGoneError: The process ended.
-            BusyTargetError: As for `disable`; call again.
         """
-        enabled = [t for t in self.tracepoints.values() if t.enabled]
-        lapsed = holds.lapse(self._manifest, enabled, alive)
-        self.disable([t.function.address for t in lapsed], EngineOptions(), report)
+        return holds.lapse(self._manifest, self._enabled(), alive)
+
+    def keep(self, lease: int) -> int:
+        """What a lease holds stays until it is disabled; how many tracepoints that is."""
+        held = [t for t in self._enabled() if t.leases & lease]
+        holds.extend(self._manifest, held, 0)
+        return len(held)
+
+    def _enabled(self) -> list[Tracepoint]:
+        return [t for t in self.tracepoints.values() if t.enabled]
 
     # -- leaving -----------------------------------------------------------
 

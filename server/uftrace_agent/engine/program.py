@@ -311,15 +311,26 @@ class Program:
             NoSuchFunctionError: A pattern matches nothing; near names are in
                 the metadata.
         """
+        chosen, unmatched = self.select_known(patterns)
+        if unmatched:
+            raise self.nothing_found(unmatched[0])
+        return chosen
+
+    def select_known(self, patterns: Sequence[str]) -> tuple[list[ProgramFunction], list[str]]:
+        """The same, of the patterns that match something; and those that do not.
+
+        Raises:
+            InvalidRequestError: A pattern is malformed.
+        """
         chosen: dict[int, ProgramFunction] = {}
+        unmatched: list[str] = []
         for text in patterns:
-            pattern = FunctionPattern.parse(text)
-            found = self._matches(pattern)
+            found = self._matches(FunctionPattern.parse(text))
             if not found:
-                raise self._nothing_found(text, pattern)
+                unmatched.append(text)
             for function in found:
                 chosen.setdefault(function.address, function)
-        return [chosen[address] for address in sorted(chosen)]
+        return [chosen[address] for address in sorted(chosen)], unmatched
 
     def _matches(self, pattern: FunctionPattern) -> list[ProgramFunction]:
         found: list[ProgramFunction] = []
@@ -332,7 +343,9 @@ class Program:
                 break
         return found
 
-    def _nothing_found(self, text: str, pattern: FunctionPattern) -> NoSuchFunctionError:
+    def nothing_found(self, text: str) -> NoSuchFunctionError:
+        """What to say of a pattern that matches nothing."""
+        pattern = FunctionPattern.parse(text)
         searched = [view for view in self.modules if pattern.matches_module(view.name)]
         if not searched:
             names = ", ".join(view.name for view in self.modules)

@@ -22,6 +22,8 @@ from uftrace_agent.session.types import (
     EventBatch,
     FunctionPlan,
     FunctionRef,
+    LeaseOrder,
+    LeaseOutcome,
     LimitsOutcome,
     PatchOrder,
     PatchOutcome,
@@ -116,7 +118,14 @@ def patch_order(message: tracepoint_pb2.PatchRequest, owner: str) -> PatchOrder:
         dry_run=message.dry_run,
         stop_deadline_ns=message.stop_deadline_nanos,
         limits=limit_change(message.limits),
+        lease=lease_order(message.lease) if message.HasField("lease") else None,
+        pending=message.pending,
     )
+
+
+def lease_order(message: session_pb2.Lease) -> LeaseOrder:
+    """Read how long something is to last."""
+    return LeaseOrder(message.name, message.duration_nanos)
 
 
 # Processes and sessions -------------------------------------------------------
@@ -166,6 +175,15 @@ def session(info: SessionInfo, description: ProcessDescription | None) -> sessio
         cpu_share=info.cpu,
         throttled=map(throttle, info.throttled),
         annex_limit_bytes=info.annex_limit_bytes,
+        leases=(
+            session_pb2.LeaseInfo(
+                name=lease.name,
+                remaining_nanos=lease.remaining_ns,
+                tracepoint_count=lease.tracepoint_count,
+            )
+            for lease in info.leases
+        ),
+        pending_patterns=info.pending_patterns,
     )
 
 
@@ -201,6 +219,16 @@ def limits_response(
         session=session(outcome.session, description),
         function_count=outcome.function_count,
         raised_count=outcome.raised_count,
+    )
+
+
+def release_response(
+    outcome: LeaseOutcome, description: ProcessDescription | None
+) -> session_pb2.ReleaseLeaseResponse:
+    """Write what became of a lease."""
+    return session_pb2.ReleaseLeaseResponse(
+        session=session(outcome.session, description),
+        tracepoint_count=outcome.tracepoint_count,
     )
 
 
@@ -285,6 +313,7 @@ def patch_response(outcome: PatchOutcome) -> tracepoint_pb2.PatchResponse:
         plan_nanos=outcome.plan_ns,
         writer_detail=outcome.writer_detail,
         pauses=_pauses(outcome),
+        pending_patterns=outcome.pending,
     )
 
 

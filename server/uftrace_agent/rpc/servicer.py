@@ -147,6 +147,32 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
 
         return await self._changes.make(context, request, f"session {session_id}", set_limits)
 
+    async def RenewLease(
+        self, request: session_pb2.RenewLeaseRequest, context: Context
+    ) -> session_pb2.RenewLeaseResponse:
+        session_id, lease = _session_id(request.session_id), convert.lease_order(request.lease)
+
+        async def renew() -> session_pb2.RenewLeaseResponse:
+            info = await self._sessions.renew_lease(session_id, lease)
+            return session_pb2.RenewLeaseResponse(
+                session=convert.session(info, _describe(info.process))
+            )
+
+        target = f"session {session_id} lease {lease.name}"
+        return await self._changes.make(context, request, target, renew)
+
+    async def ReleaseLease(
+        self, request: session_pb2.ReleaseLeaseRequest, context: Context
+    ) -> session_pb2.ReleaseLeaseResponse:
+        session_id, name, keep = _session_id(request.session_id), request.name, request.keep
+
+        async def release() -> session_pb2.ReleaseLeaseResponse:
+            outcome = await self._sessions.release_lease(session_id, name, keep)
+            return convert.release_response(outcome, _describe(outcome.session.process))
+
+        target = f"session {session_id} lease {name}"
+        return await self._changes.make(context, request, target, release)
+
     async def ListSessions(
         self, request: session_pb2.ListSessionsRequest, context: Context
     ) -> session_pb2.ListSessionsResponse:

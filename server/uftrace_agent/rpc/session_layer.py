@@ -13,6 +13,8 @@ from uftrace_agent.session.types import (
     DetachOutcome,
     EventBatch,
     FunctionPlan,
+    LeaseOrder,
+    LeaseOutcome,
     LimitsOutcome,
     PatchOrder,
     PatchOutcome,
@@ -74,6 +76,14 @@ class SessionLayer(Protocol):
         self, session_id: str, change: LimitChange, patterns: Sequence[str]
     ) -> LimitsOutcome:
         """Change what a session may cost, or, with patterns, what these functions may."""
+        ...
+
+    async def renew_lease(self, session_id: str, lease: LeaseOrder) -> SessionInfo:
+        """Have a lease end that long from now."""
+        ...
+
+    async def release_lease(self, session_id: str, name: str, keep: bool) -> LeaseOutcome:
+        """End a lease now; with `keep`, what it holds stays."""
         ...
 
     async def list_functions(

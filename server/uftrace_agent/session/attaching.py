@@ -15,6 +15,7 @@ from typing import Final
 from uftrace_agent.engine.adoption import inherit, next_id
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.annex_places import RingOptions
+from uftrace_agent.engine.lease_record import LeaseRecord
 from uftrace_agent.engine.manifest import FoundManifest, Identity, Manifest, find_manifests
 from uftrace_agent.engine.native import native_architecture
 from uftrace_agent.engine.needed_calls import filter_watch
@@ -84,6 +85,7 @@ class Attachment:
     pauses: Pauses
     claim: socket.socket
     manifest: Manifest
+    leases: Sequence[tuple[int, LeaseRecord]] = ()
 
     def park(self) -> None:
         """Hold the process no longer, but keep what is needed to hold it again."""
@@ -324,7 +326,9 @@ def _adopt(
         Manifest.of_found(memory, found, found.identity)  # as it was: for another try
         raise
     pauses.merge(caller.take_pauses())
-    return Attachment(memory, program, annex, engine, len(undone), pauses, claim, manifest)
+    return Attachment(
+        memory, program, annex, engine, len(undone), pauses, claim, manifest, found.leases
+    )
 
 
 # An abstract socket's name has one owner, and goes with it: two agents cannot

@@ -57,8 +57,12 @@ class Leases:
                     hint="release some, or patch under a name that is there",
                 )
             place = min(free)
-        self._held[place] = LeaseRecord(name, now_ns + duration_ns)
+        self._put(place, LeaseRecord(name, now_ns + duration_ns))
         return 1 << place
+
+    # Others may be looking: never the dictionary that is.
+    def _put(self, place: int, record: LeaseRecord) -> None:
+        self._held = {**self._held, place: record}
 
     def renew(self, name: str, duration_ns: int, now_ns: int) -> None:
         """Have a lease end that long from now.
@@ -80,14 +84,26 @@ class Leases:
             )
         return place
 
+    def bit_of(self, name: str) -> int:
+        """The bit of a lease; 0 where it has ended, or never was."""
+        place = self._place_of(name)
+        return 0 if place is None else 1 << place
+
+    def known_bit(self, name: str) -> int:
+        """The bit of a lease.
+
+        Raises:
+            NoSuchLeaseError: It has ended, or never was.
+        """
+        return 1 << self._known(name)
+
     def release(self, name: str) -> None:
         """Have a lease end now.
 
         Raises:
             NoSuchLeaseError: It has ended, or never was.
         """
-        place = self._known(name)
-        self._held[place] = LeaseRecord("", 0)
+        self._put(self._known(name), LeaseRecord("", 0))
 
     def alive(self, now_ns: int) -> int:
         """The bits of the leases that have not ended."""
@@ -107,6 +123,6 @@ class Leases:
 
     def _place_of(self, name: str) -> int | None:
         for place, held in self._held.items():
-            if held.name == name:
+            if name and held.name == name:
                 return place
         return None

@@ -42,6 +42,8 @@ from uftrace_agent.session.types import (
     DetachOutcome,
     EventBatch,
     FunctionPlan,
+    LeaseOrder,
+    LeaseOutcome,
     LimitsOutcome,
     PatchOrder,
     PatchOutcome,
@@ -212,6 +214,14 @@ class SessionManager:
     ) -> LimitsOutcome:
         """Change what a session may cost, or, with patterns, what these functions may."""
         return await self._get(session_id).set_limits(change, patterns)
+
+    async def renew_lease(self, session_id: str, lease: LeaseOrder) -> SessionInfo:
+        """Have a lease end that long from now."""
+        return await self._get(session_id).renew_lease(lease)
+
+    async def release_lease(self, session_id: str, name: str, keep: bool) -> LeaseOutcome:
+        """End a lease now; with `keep`, what it holds stays."""
+        return await self._get(session_id).release_lease(name, keep)
 
     async def list_functions(
         self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int

@@ -19,15 +19,10 @@ import structlog
 
 from uftrace_agent.engine.manifest import SessionRecord
 from uftrace_agent.engine.model import Status, Writer
-from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.engine.probe_cost import ProbeCost
 from uftrace_agent.engine.report import (
-    DEFAULT_STOP_DEADLINE_NS,
-    EngineOptions,
     EngineReport,
-    SiteOutcome,
 )
-from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.errors import AgentError, BusyTargetError, InvalidRequestError, TargetGoneError
 from uftrace_agent.process.address_space import executable_files
 from uftrace_agent.recording.clock import TickClock
@@ -37,24 +32,21 @@ from uftrace_agent.session.budget import LimitChange, Limits
 from uftrace_agent.session.budget_note import BudgetNote
 from uftrace_agent.session.drainer import Drainer, Resumed
 from uftrace_agent.session.feed import Feed
+from uftrace_agent.session.leases import Leases
 from uftrace_agent.session.process_end import exit_detail
-from uftrace_agent.session.results import (
-    over_budget,
-    patch_outcome,
-    traced_functions,
-    tracepoint_infos,
-)
 from uftrace_agent.session.throttling import Throttling
+from uftrace_agent.session.tracepoint_set import TracepointSet
 from uftrace_agent.session.types import (
     DetachOutcome,
     EventBatch,
+    LeaseOrder,
+    LeaseOutcome,
     LimitsOutcome,
     MappedModule,
     PatchOrder,
     PatchOutcome,
     ProcessId,
     SessionInfo,
-    TracedFunction,
     TracepointInfo,
 )
 from uftrace_agent.session.worker import Worker, prefer_this_thread
@@ -105,21 +97,18 @@ class Session:
         self._throttling = Throttling(
             self._rings, limits, cost, self._take_out_soon, attachment.manifest.keep_note
         )
-        # How functions were asked to be patched: so they are unpatched.
-        self._writers: dict[int, Writer] = {}
         resumed = self._resume(record)
-        inherited = list(attachment.engine.tracepoints.values())
-        self._functions = [traced for t in inherited for traced in traced_functions(t)]
-        self._names = {traced.function_id: traced.function for traced in self._functions}
-        self._throttling.announce(inherited)
-        self._throttling.enabled([t for t in inherited if t.enabled])
+        leases = Leases(attachment.leases if record.generation else ())
+        self._tracepoints = TracepointSet(
+            attachment, self._throttling, leases, self._worker.breathe
+        )
         self._drainer = Drainer(
             process.pid,
             self._rings,
             TickClock(),
             self.feed,
             self._loop,
-            self._new_functions,
+            self._tracepoints.new_functions,
             self._look_after,
             resumed,
             self._throttling,
@@ -220,86 +209,30 @@ class Session:
         """
         if not order.patterns:
             raise InvalidRequestError("no function is named", hint="give a name or a pattern")
-        return await self._run(lambda: answer(self._patch(order)))
-
-    def _patch(self, order: PatchOrder) -> PatchOutcome:
-        started = time.monotonic_ns()
-        program, engine = self._attachment.program, self._attachment.engine
-        program.refresh()
-        functions = program.select(order.patterns)
-        if order.limits and not order.dry_run:
-            self._throttling.set_own([f.address for f in functions], order.limits)
-        refused = over_budget(functions, self._throttling)
-        out = {outcome.function.address for outcome in refused}
-        options = EngineOptions(
-            plan=PlanOptions(order.writer, order.entry_only, order.allow_multi),
-            all_or_nothing=order.all_or_nothing,
-            dry_run=order.dry_run or (order.all_or_nothing and bool(refused)),
-            stop_deadline_ns=order.stop_deadline_ns or DEFAULT_STOP_DEADLINE_NS,
-            owner=order.owner,
-            breathe=self._worker.breathe,
-        )
-        allowed = [f for f in functions if f.address not in out]
-        report = EngineReport([])
-        if allowed:
-            report = engine.enable(allowed, options, self._announce)
-        self._watch(report, order.writer)
-        report.outcomes += refused
-        return patch_outcome(report, started, self._names)
-
-    def _watch(self, report: EngineReport, writer: Writer) -> None:
-        tracepoints = self._attachment.engine.tracepoints
-        new = [o.function.address for o in report.outcomes if o.status is Status.ENABLED]
-        self._writers |= dict.fromkeys(new, writer)
-        # What was taken out again while the last ones were written is not watched.
-        self._throttling.enabled([tracepoints[each] for each in new if tracepoints[each].enabled])
-
-    def _announce(self, new: Sequence[Tracepoint]) -> None:
-        self._throttling.announce(new)
-        traced = [traced for tracepoint in new for traced in traced_functions(tracepoint)]
-        self._functions += traced
-        self._names.update((one.function_id, one.function) for one in traced)
+        return await self._run(lambda: answer(self._tracepoints.patch(order)))
 
     async def set_limits(self, change: LimitChange, patterns: Sequence[str]) -> LimitsOutcome:
         """Change what the session may cost, or, with patterns, what these functions may."""
 
-        def work() -> tuple[int, int]:
-            if not patterns:
-                return 0, self._throttling.set_limits(change)
-            program = self._attachment.program
-            program.refresh()
-            addresses = [function.address for function in program.select(patterns)]
-            return len(addresses), self._throttling.set_own(addresses, change)
-
-        count, raised = await self._run(work)
+        count, raised = await self._run(lambda: self._tracepoints.set_limits(change, patterns))
         return LimitsOutcome(self.info(), count, raised)
 
     # On the drain thread. The worker does it before all that waits, and in the middle of
     # what takes long.
     def _take_out_soon(self, addresses: Sequence[int]) -> None:
         with suppress(RuntimeError):  # the session ends
-            self._worker.submit(lambda: self._take_out(addresses), urgent=True)
+            self._worker.submit(lambda: self._tracepoints.take_out(addresses), urgent=True)
 
-    def _take_out(self, addresses: Sequence[int]) -> None:
-        engine = self._attachment.engine
-        by_writer: dict[Writer, list[int]] = {}
-        for address in addresses:
-            if address in engine.tracepoints:
-                writer = self._writers.get(address, Writer.AUTO)
-                by_writer.setdefault(writer, []).append(address)
-        for writer, those in by_writer.items():
-            try:
-                engine.disable(those, EngineOptions(plan=PlanOptions(writer)), EngineReport([]))
-            except (AgentError, OSError) as error:
-                # It goes on costing too much, and will be taken out at the next try.
-                _log.warning("not throttled", pid=self.process.pid, error=str(error))
-        for throttle in self._throttling.taken_out(addresses):
-            _log.warning(
-                "took out a tracepoint that cost too much",
-                pid=self.process.pid,
-                function=throttle.function,
-                why=throttle.words(),
-            )
+    async def renew_lease(self, lease: LeaseOrder) -> SessionInfo:
+        """Have a lease end that long from now."""
+        await self._run(lambda: self._tracepoints.renew(lease.name, lease.duration_ns))
+        return self.info()
+
+    async def release_lease(self, name: str, keep: bool) -> LeaseOutcome:
+        """End a lease now: what it alone holds goes, or (`keep`) stays for good."""
+        tracepoints = self._tracepoints
+        count = await self._run(lambda: (tracepoints.keep if keep else tracepoints.release)(name))
+        return LeaseOutcome(self.info(), count)
 
     async def unpatch(
         self, patterns: Sequence[str], writer: Writer, answer: Callable[[PatchOutcome], _T]
@@ -311,40 +244,15 @@ class Session:
             writer: How.
             answer: As for `patch`.
         """
-        return await self._run(lambda: answer(self._unpatch(patterns, writer)))
-
-    def _unpatch(self, patterns: Sequence[str], writer: Writer) -> PatchOutcome:
-        started = time.monotonic_ns()
-        engine, program = self._attachment.engine, self._attachment.program
-        report = EngineReport([])
-        if patterns:
-            program.refresh()
-            functions = program.select(patterns)
-            addresses = [f.address for f in functions if f.address in engine.tracepoints]
-            known = set(addresses)
-            report.outcomes += [
-                SiteOutcome(function, Status.NOT_ENABLED)
-                for function in functions
-                if function.address not in known
-            ]
-        else:
-            addresses = [a for a, t in engine.tracepoints.items() if t.enabled]
-        try:
-            engine.disable(addresses, EngineOptions(plan=PlanOptions(writer)), report)
-        finally:
-            chosen = [engine.tracepoints[address] for address in addresses]
-            self._throttling.disabled([each for each in chosen if not each.enabled])
-        return patch_outcome(report, started, self._names)
+        return await self._run(lambda: answer(self._tracepoints.unpatch(patterns, writer)))
 
     def tracepoints(self) -> list[TracepointInfo]:
         """The functions that are enabled or throttled, by rising id."""
-        known = list(self._attachment.engine.tracepoints.values())
-        enabled = [t for t in known if t.enabled]
-        return tracepoint_infos(enabled, self._throttling, self.owner, self._names)
+        return self._tracepoints.infos(self.owner)
 
     def enabled_addresses(self) -> set[int]:
         """Live addresses of the enabled functions."""
-        return {a for a, t in self._attachment.engine.tracepoints.items() if t.enabled}
+        return self._tracepoints.enabled_addresses()
 
     # -- records -----------------------------------------------------------
 
@@ -400,10 +308,6 @@ class Session:
             for view in self._attachment.program.modules
         ]
 
-    def _new_functions(self, known: int) -> tuple[int, list[TracedFunction]]:
-        new = self._functions[known:]
-        return known + len(new), new
-
     # -- state -------------------------------------------------------------
 
     def info(self) -> SessionInfo:
@@ -424,6 +328,8 @@ class Session:
             cpu=self._throttling.cpu(),
             throttled=[out.throttle for out in self._throttling.throttled()],
             annex_limit_bytes=self._attachment.annex.limit_bytes,
+            leases=self._tracepoints.leases(),
+            pending_patterns=self._tracepoints.pending_patterns(),
         )
 
     # -- the end -----------------------------------------------------------
@@ -460,10 +366,23 @@ class Session:
             if os.path.exists(f"/proc/{self.process.pid}/maps"):
                 self._loop.call_soon_threadsafe(self._program_executed)
             return
+        if self._tracepoints.is_lease_due():
+            with suppress(RuntimeError):  # the session ends
+                self._worker.submit(self._lapse)
         loaded = executable_files(self.process.pid)
         if loaded != self._loaded and loaded:
             self._loaded = loaded
             self._loop.call_soon_threadsafe(self._modules_changed)
+
+    def _lapse(self) -> None:
+        if not self._tracepoints.is_lease_due():
+            return
+        try:
+            count = self._tracepoints.lapse()
+        except (AgentError, OSError) as error:
+            _log.warning("leases not ended yet", pid=self.process.pid, error=str(error))
+            return
+        _log.info("leases ended", pid=self.process.pid, disabled=count)
 
     def _modules_changed(self) -> None:
         if not self._closing:
@@ -473,7 +392,7 @@ class Session:
 
     async def _follow_modules(self) -> None:
         try:
-            await self._run(self._attachment.engine.modules_changed)
+            await self._run(self._tracepoints.modules_changed)
         except BusyTargetError:
             self._loaded = frozenset()  # look again, and try again
         except AgentError as error:

@@ -45,8 +45,26 @@ class FunctionPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseOrder:
+    """How long something is to last from now, under a name by which that can be renewed."""
+
+    name: str
+    duration_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """A lease: its name, how long it lasts from now, how many tracepoints it holds."""
+
+    name: str
+    remaining_ns: int
+    tracepoint_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class PatchOrder:
-    """What a Patch request asks for. `stop_deadline_ns` 0 takes the default."""
+    """What a Patch request asks for. `stop_deadline_ns` 0 takes the default; `pending`:
+    also in modules that are loaded later."""
 
     patterns: Sequence[str]
     owner: str = ""
@@ -57,6 +75,8 @@ class PatchOrder:
     stop_deadline_ns: int = 0
     allow_multi: bool = False
     limits: LimitChange = NO_CHANGE
+    lease: LeaseOrder | None = None
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +98,8 @@ class PatchResult:
 class PatchOutcome:
     """What became of all functions of a request; times in nanoseconds.
 
-    `pauses` has the longest stop of each thread that was stopped, by thread id.
+    `pauses` has the longest stop of each thread that was stopped, by thread id;
+    `pending` the patterns that match nothing yet.
     """
 
     results: Sequence[PatchResult]
@@ -88,6 +109,7 @@ class PatchOutcome:
     plan_ns: int = 0
     writer_detail: str = ""
     pauses: Mapping[int, int] = field(default_factory=dict)
+    pending: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +173,8 @@ class SessionInfo:
     cpu: float = 0.0
     throttled: Sequence[Throttle] = ()
     annex_limit_bytes: int = 0
+    leases: Sequence[LeaseInfo] = ()
+    pending_patterns: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +185,14 @@ class AttachOutcome:
     created: bool
     longest_pause_ns: int
     restored_sites: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseOutcome:
+    """The session after a lease was ended, and how many tracepoints went or stay."""
+
+    session: SessionInfo
+    tracepoint_count: int
 
 
 @dataclass(frozen=True, slots=True)
