@@ -3,7 +3,7 @@
     python -m bench.budget [--rounds N] [--json]
 
 The agent has its ordinary budget, 5 % of a processor. A program that has done nothing
-calls one traced leaf for three seconds. It counts its calls, and the processor time that
+calls one traced leaf for two seconds. It counts its calls, and the processor time that
 they took, in slices of 5 ms: `back` is the time from the first call to the moment from
 which on the leaf costs what it cost before the agent came, within 5 % (by the median of
 the 20 slices that follow; single ones are the machine's). Rounds with and without a
@@ -26,7 +26,8 @@ GOAL_S: Final = 1.0
 _FULL_SPEED: Final = 0.95
 _SLICE_S: Final = 0.005
 _STEADY_SLICES: Final = 20
-_STORM_MS: Final = 3000
+_LEAST_US: Final = 500.0
+_STORM_MS: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Outcome:
         back_s: Until the program ran at full speed for good; None: it never did.
         before: Speed before the agent came.
         traced: Speed in the first 100 ms.
-        after: Speed in the last second.
+        after: Speed in the last half of a second that it ran.
         throttle: What the agent said of the function.
     """
 
@@ -53,28 +54,31 @@ class Outcome:
         return self.after / self.before
 
 
-def _storm(target: TargetProcess, milliseconds: int) -> list[float]:
+Slices = list[tuple[float, float]]
+
+
+# (seconds since the first call, calls per second of processor time). What hardly ran, since
+# others had the processor, tells nothing.
+def _storm(target: TargetProcess, milliseconds: int) -> Slices:
     numbers = list(map(float, target.command(f"storm {milliseconds}", 60).split()[1:]))
     pairs = zip(numbers[::2], numbers[1::2], strict=True)
-    # A slice in which it did not run says nothing: it is as the one before.
-    speeds: list[float] = []
-    for calls, microseconds in pairs:
-        known = speeds[-1] if speeds else 0.0
-        speeds.append(calls * 1e6 / microseconds if microseconds else known)
-    return speeds
+    return [
+        (index * _SLICE_S, calls * 1e6 / microseconds)
+        for index, (calls, microseconds) in enumerate(pairs)
+        if microseconds >= _LEAST_US
+    ]
 
 
-def _back(speeds: list[float], full: float) -> float | None:
-    last = len(speeds) - _STEADY_SLICES
-    slow = [i for i in range(last) if median(speeds[i : i + _STEADY_SLICES]) < _FULL_SPEED * full]
-    if not slow:
-        return 0.0
-    if slow[-1] == last - 1:
-        return None
-    # The median turns when half of the slices are fast: the first of those.
-    first = slow[-1] + 1
-    fast = [i for i in range(first, len(speeds)) if speeds[i] >= _FULL_SPEED * full]
-    return fast[0] * _SLICE_S
+def _speed(slices: Slices) -> float:
+    return median([speed for _, speed in slices])
+
+
+def _back(slices: Slices, full: float) -> float | None:
+    for index, (when, speed) in enumerate(slices):
+        following = slices[index : index + _STEADY_SLICES]
+        if min(speed, _speed(following)) >= _FULL_SPEED * full:
+            return when
+    return None
 
 
 class _Reader:
@@ -98,21 +102,21 @@ class _Reader:
 
 def one(agent: Agent, target: TargetProcess, *, reads: bool) -> Outcome:
     """One storm in a fresh session."""
-    before = median(_storm(target, 1000))
+    before = _speed(_storm(target, 1000))
     with agent.client() as client:
         session_id = client.attach(ProcessRef(target.pid)).session.session_id
         reader = _Reader(client, session_id) if reads else None
         client.patch(session_id, ["leaf"])
-        speeds = _storm(target, _STORM_MS)
+        slices = _storm(target, _STORM_MS)
         (session,) = client.sessions()
         client.detach(session_id)
         if reader is not None:
             reader.finish()
     return Outcome(
-        _back(speeds, before),
+        _back(slices, before),
         before,
-        median(speeds[:20]),
-        median(speeds[-200:]),
+        _speed([each for each in slices if each[0] < 0.1]),
+        _speed(slices[-100:]),
         session.throttled[0] if session.throttled else None,
     )
 
