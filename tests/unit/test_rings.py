@@ -303,3 +303,30 @@ def test_what_is_there_can_be_thrown_away(rings: Rings, reader: RingReader) -> N
 
 def test_closing_leaves_nothing_open(rings: Rings, no_leaks: None) -> None:
     rings.reader().close()
+
+
+def test_what_a_thread_lost_stays_its_own_when_another_gets_its_ring(
+    rings: Rings, reader: RingReader
+) -> None:
+    # GIVEN a thread that lost records, and ended
+    rings.own(1, 100)
+    rings.lose(1, 5)
+    reader.retire({200})
+    # WHEN another one has its ring, and loses some too
+    rings.own(1, 200)
+    assert reader.lost() == (0, {100: 5})
+    rings.lose(1, 7)
+    # THEN each has lost its own
+    assert reader.lost() == (0, {100: 5, 200: 2})
+    assert reader.lost_total() == 7
+
+
+def test_losses_of_very_many_threads_are_all_counted(rings: Rings, reader: RingReader) -> None:
+    for tid in range(1, 1100):
+        rings.own(1, tid)
+        rings.lose(1, tid)
+        reader.lost()
+    _, by_thread = reader.lost()
+    assert len(by_thread) == 1025
+    assert sum(by_thread.values()) == reader.lost_total() == 1099
+    assert by_thread[0] == 1099 - 1024

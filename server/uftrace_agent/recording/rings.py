@@ -23,6 +23,8 @@ _HOLES: Final = define("RING_HOLES") // 8
 _USED: Final = define("RING_USED")
 _LOST_WORDS: Final = define("RING_LOST_WORDS") // 4
 _LOST_WORD_COUNT: Final = 8
+# Threads whose losses are told apart; those of later ones are counted together.
+_MOST_THREADS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ class RingReader:
         # An earlier session's losses are not this one's.
         self._lost_before: npt.NDArray[np.uint64] = self._losses()
         self._inherited = 0
+        # A ring has several owners, one after the other: what each lost is its own.
+        self._attributed = self._lost_before.copy()
+        self._lost_by_thread: dict[int, int] = {}
+        self._attributing = threading.Lock()
 
     def drain(self, *, target_is_gone: bool = False) -> Drained:
         """Take what is there, up to the buffer's size.
@@ -174,14 +180,22 @@ class RingReader:
 
     def lost(self) -> tuple[int, dict[int, int]]:
         """Records lost since this was made: in the shared ring, and by thread where rings
-        were full."""
-        lost = self._lost_now()
+        were full; by 0 for threads that came when there were too many. No count falls."""
+        with self._attributing:
+            self._attribute()
+            return int(self._attributed[0] - self._lost_before[0]), dict(self._lost_by_thread)
+
+    def _attribute(self) -> None:
+        losses = self._losses()
+        new = losses - self._attributed
+        self._attributed = losses
         owners = self._headers[:, _OWNER]
-        by_thread: dict[int, int] = {}
-        for index in np.flatnonzero(lost[1:]).tolist():
+        known = self._lost_by_thread
+        for index in np.flatnonzero(new[1:]).tolist():
             tid = int(owners[index + 1]) & 0xFFFF_FFFF
-            by_thread[tid] = by_thread.get(tid, 0) + int(lost[index + 1])
-        return int(lost[0]), by_thread
+            if tid not in known and len(known) >= _MOST_THREADS:
+                tid = 0
+            known[tid] = known.get(tid, 0) + int(new[index + 1])
 
     def lost_total(self) -> int:
         """Records lost in the session, in all."""
@@ -199,6 +213,8 @@ class RingReader:
 
         Call it right after a drain that left nothing.
         """
+        with self._attributing:
+            self._attribute()
         for index, owner in enumerate(self._headers[:, _OWNER].tolist()):
             tid, state = owner & 0xFFFF_FFFF, owner >> 32
             if index and state == _USED and tid not in living:
