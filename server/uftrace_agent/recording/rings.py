@@ -181,9 +181,16 @@ class RingReader:
     def lost(self) -> tuple[int, dict[int, int]]:
         """Records lost since this was made: in the shared ring, and by thread where rings
         were full; by 0 for threads that came when there were too many. No count falls."""
+        shared, by_thread, _ = self.lost_with_total()
+        return shared, by_thread
+
+    def lost_with_total(self) -> tuple[int, dict[int, int], int]:
+        """The same, and `lost_total` at that very moment: who goes on from one with the
+        other counts nothing twice."""
         with self._attributing:
             self._attribute()
-            return int(self._attributed[0] - self._lost_before[0]), dict(self._lost_by_thread)
+            lost = self._attributed - self._lost_before
+            return int(lost[0]), dict(self._lost_by_thread), self._inherited + int(lost.sum())
 
     def _attribute(self) -> None:
         losses = self._losses()

@@ -149,7 +149,7 @@ class Drainer:
         if subscription.queue:
             wakeup.set()
         self._wakeups[id(subscription)] = wakeup
-        losses = self._losses() if known_losses is None else known_losses
+        losses = self._losses()[0] if known_losses is None else known_losses
         self._baseline[id(subscription)] = {(loss.stage, loss.tid): loss.records for loss in losses}
         self._listening.set()
         return wakeup
@@ -191,14 +191,15 @@ class Drainer:
             throttled=[out.throttle for out in self._throttling.throttled()],
         )
 
-    def _losses(self) -> list[Loss]:
-        shared, by_thread = self._rings.lost()
+    # By stage and thread, and the session's total.
+    def _losses(self) -> tuple[list[Loss], int]:
+        shared, by_thread, total = self._rings.lost_with_total()
         losses = [
             Loss(_LOSS_RING, count, self._numbers.outside(own)) for own, count in by_thread.items()
         ]
         if shared:
             losses.append(Loss(_LOSS_SHARED_RING, shared))
-        return losses
+        return losses, total
 
     def _deliver(self, batch: EventBatch) -> None:
         self._feed.publish(batch)
@@ -266,6 +267,7 @@ class Drainer:
         self._announced, functions = self._new_functions(self._announced)
         self._sequence += 1
         self.records_total += pending.count
+        losses, lost_total = self._losses()
         batch = EventBatch(
             sequence=self._sequence,
             threads=[
@@ -279,9 +281,9 @@ class Drainer:
             watermark_ticks=watermark,
             functions=functions,
             anchors=[_clock_anchor(self._clock.anchor())],
-            losses=self._losses(),
+            losses=losses,
             records_total=self.records_total,
-            lost_total=self._rings.lost_total(),
+            lost_total=lost_total,
             end=end,
             end_detail=detail,
             record_count=pending.count,
