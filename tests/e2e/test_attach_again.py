@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import running_agent
 from tests.e2e.support import KIND_EXIT, patch, recording
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_text_unchanged
@@ -63,4 +64,24 @@ def test_after_a_detach_functions_can_be_traced_in_another_way(client: SyncAgent
             client.detach(session_id)
             assert_text_unchanged(target.pid)
         assert len(sizes) == 1
+        target.quit()
+
+
+@pytest.mark.parametrize("program", ["exceptions", "kinds"])
+def test_h86_agents_that_come_and_go_add_nothing(tmp_path: Path, program: str) -> None:
+    """Ended or killed, each leaves stubs and places to the next one."""
+    sizes = []
+    with TargetProcess(build(program, "gcc-O2")) as target:
+        for turn in range(SESSIONS + 1):
+            with running_agent(tmp_path / "state") as agent, agent.client() as client:
+                session_id = client.attach(ProcessRef(target.pid)).session.session_id
+                client.unpatch(session_id)
+                patch(client, session_id, ["*"])
+                target.wait_iterations(2)
+                annex = client.sessions()[0].annex_bytes
+                sizes.append((annex, mapping_count(target.pid)))
+                if turn % 2 and turn < SESSIONS:
+                    agent.kill()
+        assert_text_unchanged(target.pid)
+        assert len(set(sizes)) == 1, sizes
         target.quit()

@@ -244,17 +244,29 @@ def test_a_journal_that_is_taken_over_says_nothing_of_what_is_not_there(
     assert (after.entries, after.rows, after.identity.agent_pid) == ((HOP,), (2,), 13)
 
 
-def test_a_journal_without_patched_sites_keeps_its_memory_alone(
+def test_a_journal_without_patched_sites_keeps_their_places(
+    place: Place, manifest: Manifest
+) -> None:
+    manifest.reserve(2)
+    manifest.write([(0, replace(PUN, phase=Phase.FREE)), (1, replace(HOP, phase=Phase.FREE))])
+    (found,) = find_manifests(place.memory, [place.mapping])
+    taken = Manifest.of_found(place.memory, found, IDENTITY)
+    assert taken.keeps(found)
+    assert taken.reserve(1) == 2
+
+
+def test_a_journal_without_patched_sites_that_is_half_full_keeps_its_memory_alone(
     place: Place, manifest: Manifest
 ) -> None:
     code = Mapping(0x10000, 0x14000, "r-xp", 0, "00:00", 0, "")
     free = replace(PUN, phase=Phase.FREE, landing=0x13008)
-    manifest.reserve(4)
+    last = manifest.reserve(CAPACITY // 2 + 1) + CAPACITY // 2
     manifest.write(
-        [(0, free), (1, replace(HOP, phase=Phase.FREE)), (3, Entry.of_memory(0x11000, 0x1000))]
+        [(0, free), (1, replace(HOP, phase=Phase.FREE)), (last, Entry.of_memory(0x11000, 0x1000))]
     )
     (found,) = find_manifests(place.memory, [place.mapping, code])
     taken = Manifest.of_found(place.memory, found, IDENTITY)
+    assert not taken.keeps(found)
     assert taken.reserve(1) == 2
     (after,) = find_manifests(place.memory, [place.mapping, code])
     assert [entry.memory() for entry in after.entries] == [(0x11000, 0x1000), (0x13008, 1)]

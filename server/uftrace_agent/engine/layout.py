@@ -270,7 +270,8 @@ class CodeLayout:
     def give_back_landing(self, start: int, size: int) -> None:
         """Return a landing that was never reachable."""
         for page in range(start // PAGE * PAGE, start + size, PAGE):
-            self._used[page].remove((start, start + size))
+            if (start, start + size) in self._used.get(page, ()):
+                self._used[page].remove((start, start + size))
 
     # -- bytes of the program that plans rely on --------------------------
 

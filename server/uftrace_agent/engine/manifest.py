@@ -130,7 +130,7 @@ class Manifest:
         """A journal that another agent wrote, held by `identity`'s agent from now on."""
         manifest = cls(memory, found.address, identity)
         manifest.session = found.session
-        if any(entry.may_be_changed for entry in found.entries):
+        if found.row_count < CAPACITY // 2 or any(e.may_be_changed for e in found.entries):
             manifest._use_rows(found)
             manifest.hold()
         else:
@@ -170,6 +170,10 @@ class Manifest:
         self._in_use += count
         self._write_header()
         return first
+
+    def keeps(self, found: FoundManifest) -> bool:
+        """Whether the sites of a journal that was taken over are still in it."""
+        return self._in_use == found.row_count
 
     def reserve_each(self, counts: Sequence[int]) -> list[int]:
         """The first index of each of several functions with so many sites.

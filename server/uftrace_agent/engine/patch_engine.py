@@ -75,14 +75,18 @@ class PatchEngine:
         """Go on with what another agent patched; before anything else is asked for."""
         layout = self._annex.layout
         self.skip_ids(inheritance.next_id)
-        self._hooks.adopt(inheritance.hooks)
+        out = [(row, plan) for row, plan in inheritance.hooks_out if self._is_as_it_was(plan)]
+        self._hooks.adopt(inheritance.hooks, out)
         self._parked.update(inheritance.parked)
-        plans = [plan for _, plan in inheritance.hooks]
-        plans += [plan for plan, _ in inheritance.parked.values()]
-        for tracepoint in inheritance.tracepoints:
-            self.tracepoints[tracepoint.function.address] = tracepoint
-            plans += tracepoint.plan.sites()
-        for plan in plans:
+        plans = {plan.stub: plan for _, plan in [*inheritance.hooks, *out]}
+        plans |= {plan.stub: plan for plan, _ in inheritance.parked.values()}
+        disabled = [t for t in inheritance.disabled if self._is_as_it_was(t.plan)]
+        for tracepoint in (*inheritance.tracepoints, *disabled):
+            address = tracepoint.function.address
+            # A function that was patched in another way before: that is past.
+            if self.tracepoints.setdefault(address, tracepoint) is tracepoint:
+                plans |= {site.stub: site for site in tracepoint.plan.sites()}
+        for plan in plans.values():
             if plan.landing:
                 layout.adopt_landing(plan.landing, LANDING_BYTES)
             for patch in (plan.head, plan.tail):
@@ -90,6 +94,11 @@ class PatchEngine:
                     changed = patch.changed()
                     span = range(patch.address, patch.end)
                     layout.claim(changed, [at for at in span if at not in changed])
+
+    # What is not patched can be gone on with where its module is still the same.
+    def _is_as_it_was(self, plan: SitePlan) -> bool:
+        heads = [site.head for site in plan.sites()]
+        return all(self._memory.read_some(h.address, len(h.expected)) == h.expected for h in heads)
 
     # -- enabling ----------------------------------------------------------
 

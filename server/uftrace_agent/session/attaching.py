@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from uftrace_agent.engine.adoption import inherit, next_id
+from uftrace_agent.engine.adoption import as_restored, inherit, next_id
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.annex_places import RingOptions
 from uftrace_agent.engine.lease_record import LeaseRecord
@@ -222,13 +222,18 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
         restored = restore_leftovers(memory, process, leftovers, pauses)
         annex = Annex(memory, caller, X86_64, architecture, rings)
         held.callback(annex.close)
-        manifest = _old_or_new(annex, process, leftovers, rings)
+        manifest, taken = _old_or_new(annex, process, leftovers, rings)
         pauses.merge(caller.take_pauses())
         engine = PatchEngine(
             memory, program, annex, manifest, architecture, has_shadow_stack(process.pid)
         )
         # A thread that is in a traced function still may record its exit.
         engine.skip_ids(max((next_id(found) for found in leftovers), default=1))
+        if taken is not None and manifest.keeps(taken):
+            inheritance = inherit(as_restored(taken), program.function_at, "")
+            for tracepoint in inheritance.disabled:
+                tracepoint.is_idle = True
+            engine.adopt(inheritance)
         held.pop_all()
     return Attachment(memory, program, annex, engine, restored, pauses, claim, manifest)
 
@@ -237,17 +242,17 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
 # that was killed would cost the process another one.
 def _old_or_new(
     annex: Annex, process: ProcessId, leftovers: Sequence[FoundManifest], rings: RingOptions
-) -> Manifest:
+) -> tuple[Manifest, FoundManifest | None]:
     identity = _identity(process)
     for found in leftovers:
         if not _is_of(found, process):
             continue  # a forked child's copy: its rings are its parent's
         manifest = annex.take_over(found, identity, rings)
         if manifest is not None:
-            return manifest
+            return manifest, found
     manifest = annex.create(identity, find_tid_offset(annex.memory))
     annex.adopt_memory(entry.memory() for found in leftovers for entry in found.entries)
-    return manifest
+    return manifest, None
 
 
 def _is_of(found: FoundManifest, process: ProcessId) -> bool:
