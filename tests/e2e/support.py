@@ -51,12 +51,20 @@ class Recording:
 class Recorder:
     """Reads a session's stream on a thread until it ends."""
 
-    def __init__(self, client: SyncAgentClient, session_id: str, keep: bool = False) -> None:
+    def __init__(
+        self,
+        client: SyncAgentClient,
+        session_id: str,
+        keep: bool = False,
+        reconnect_seconds: float = 10.0,
+    ) -> None:
         self.recording = Recording(keep_records=keep)
         self._raw: Counter[tuple[int, int]] = Counter()
         self._first = threading.Event()
         self._error: BaseException | None = None
-        self._stream = client.stream(session_id, include_buffered=True)
+        self._stream = client.stream(
+            session_id, include_buffered=True, reconnect_seconds=reconnect_seconds
+        )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         assert self._first.wait(20), "the stream sent nothing"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's own servers and interpreter, running under a load that checks every reply.
+"""Debian's own servers and language runtimes, running under a load that checks every reply.
 
     with redis() as program, program.load() as load:
         ...                               # trace program.pid, or load.pid
@@ -13,10 +13,13 @@ socket in that folder only, and is ended by pid.
 from ._base import Load as Load
 from ._base import LoadReport as LoadReport
 from ._base import Program as Program
-from ._cpython import cpython as cpython
 from ._memcached import memcached as memcached
 from ._nginx import nginx as nginx
 from ._postgres import postgres as postgres
 from ._redis import redis as redis
-
-ALL = (nginx, redis, postgres, memcached, cpython)
+from ._self_checking import cpython as cpython
+from ._self_checking import self_checking as self_checking
+from ._web import golang as golang
+from ._web import java as java
+from ._web import node as node
+from ._web import python3 as python3
