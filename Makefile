@@ -6,6 +6,7 @@ PYTHON_DIRS := server client build_support tests scripts $(wildcard bench) setup
 TESTS ?= tests
 PYTEST_ARGS ?=
 TORTURE_ARGS ?=
+CHURN_ARGS ?=
 PROVE_SECONDS ?= 1200
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -44,8 +45,9 @@ bench: setup ## Measure the figures of docs/benchmarks.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bench/run
 
 .PHONY: torture
-torture: setup ## Toggle tracepoints of every form and writer, a million times each (TORTURE_ARGS="--forms pun")
+torture: setup ## Toggle tracepoints of every form a million times (TORTURE_ARGS="--forms pun"), then attach 100,000 times (CHURN_ARGS="--cycles 1000")
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.torture.run $(TORTURE_ARGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.torture.churn $(CHURN_ARGS)
 
 .PHONY: prove
 prove: setup ## Compare moved code with the original, on real binaries, for PROVE_SECONDS
