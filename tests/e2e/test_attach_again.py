@@ -83,5 +83,7 @@ def test_h86_agents_that_come_and_go_add_nothing(tmp_path: Path, program: str) -
                 if turn % 2 and turn < SESSIONS:
                     agent.kill()
         assert_text_unchanged(target.pid)
-        assert len(set(sizes)) == 1, sizes
+        # The kernel joins neighbouring mappings, or does not; none is added.
+        assert len({count for _, count in sizes[1:]}) == 1, sizes
+        assert max(annex for annex, _ in sizes) <= sizes[0][0], sizes
         target.quit()
