@@ -225,18 +225,28 @@ class PatchEngine:
     def _is_in_place(self, head: Patch) -> bool:
         return self._memory.read_some(head.address, len(head.wanted)) == head.wanted
 
+    def is_original(self, tracepoint: Tracepoint) -> bool:
+        """Whether the function's first site is as in the file. From any thread."""
+        head = tracepoint.plan.head
+        return self._memory.read_some(head.address, len(head.expected)) == head.expected
+
+    def find_reloaded(self) -> list[Tracepoint]:
+        """What was enabled in modules that were unloaded and loaded again at the same
+        place between two looks (H83): nothing of it is in them, so it is disabled."""
+        found = [t for t in self._enabled() if self.is_original(t)]
+        for tracepoint in found:
+            tracepoint.enabled = False
+        self._journal(found, Phase.FREE)
+        return found
+
     # A module that was unloaded took its sites with it; its addresses may be
-    # another module's by now (H83).
+    # another module's by now (H83). Nobody is in its trampolines: they lead back into it.
     def _forget_unloaded(self) -> None:
         present = set(map(id, self._program.modules))
-        for address, tracepoint in list(self.tracepoints.items()):
-            if id(tracepoint.function.module) in present:
-                continue
-            self._journal([tracepoint], Phase.FREE)
-            for index in tracepoint.journal_indices():
-                self._parked.pop(index, None)
-            self._annex.layout.release(tracepoint.plan.patches())
-            del self.tracepoints[address]
+        gone = [t for t in self.tracepoints.values() if id(t.function.module) not in present]
+        self._journal(gone, Phase.FREE)
+        for tracepoint in gone:
+            self._forget(tracepoint)
 
     def _forget(self, tracepoint: Tracepoint) -> None:
         for index, _ in tracepoint.journal_rows():
@@ -395,8 +405,9 @@ class PatchEngine:
             BusyTargetError: The threads did not stop in time; call again.
             TargetGoneError: The process ended.
         """
+        self._program.refresh()
+        self._forget_unloaded()
         if any(t.enabled and t.plan.has_exit for t in self.tracepoints.values()):
-            self._program.refresh()
             choice = self._choice(Writer.AUTO, Pauses())
             self._hooks.install(self._program.modules, choice, Pauses())
 

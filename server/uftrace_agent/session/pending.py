@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from uftrace_agent.engine.program import ModuleView, ProgramFunction
 from uftrace_agent.session.types import PatchOrder
@@ -38,9 +39,27 @@ class PendingOrders:
         gone = set(patterns)
         self._orders = tuple(one for one in self._orders if not gone.issuperset(one.patterns))
 
+    def end_leases(self, alive: Callable[[str], object]) -> None:
+        """Drop the orders whose leases have ended."""
+        self._orders = tuple(
+            order for order in self._orders if order.lease is None or alive(order.lease.name)
+        )
+
+    def keep_lease(self, name: str) -> None:
+        """The orders of this lease hold until they are dropped."""
+        self._orders = tuple(
+            replace(order, lease=None) if order.lease and order.lease.name == name else order
+            for order in self._orders
+        )
+
     def see(self, modules: Sequence[ModuleView]) -> None:
         """The orders have been carried out in these modules."""
         self._seen = tuple(modules)
+
+    def see_anew(self, modules: Iterable[ModuleView]) -> None:
+        """These were loaded anew."""
+        gone = set(map(id, modules))
+        self._seen = tuple(module for module in self._seen if id(module) not in gone)
 
     def new_among(self, functions: Sequence[ProgramFunction]) -> list[ProgramFunction]:
         """Those of modules that were not there before."""

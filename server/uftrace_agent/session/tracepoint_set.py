@@ -79,6 +79,9 @@ class TracepointSet:
         self._manifest.write_leases(leases.rows())
         # Their leases may have ended while there was no agent.
         self._must_look = any(t.leases for t in inherited)
+        # One enabled tracepoint of each module.
+        self._samples: tuple[Tracepoint, ...] = ()
+        self._choose_samples()
 
     # -- patching ----------------------------------------------------------
 
@@ -101,6 +104,7 @@ class TracepointSet:
             lease = self._leases.grant(order.lease.name, order.lease.duration_ns, boottime_ns())
             self._manifest.write_leases(self._leases.rows())
         report = self._enable(functions, order, lease)
+        self._choose_samples()
         if order.pending and not order.dry_run:
             self._pending.add(order)
             self._pending.see(self._program.modules)
@@ -179,6 +183,7 @@ class TracepointSet:
             self._engine.disable(addresses, EngineOptions(plan=PlanOptions(writer)), report)
         finally:
             self._unwatch(addresses)
+            self._choose_samples()
 
     def _unwatch(self, addresses: Sequence[int]) -> None:
         chosen = [self._engine.tracepoints[address] for address in addresses]
@@ -193,24 +198,32 @@ class TracepointSet:
             BusyTargetError: The threads did not stop in time; call again.
             TargetGoneError: The process ended.
         """
+        reloaded = self._engine.find_reloaded()
+        self._throttling.disabled(reloaded)
+        self._pending.see_anew(tracepoint.function.module for tracepoint in reloaded)
         self._engine.modules_changed()
-        if self._pending.orders:
-            self._program.refresh()
-            self._catch_up()
+        self._catch_up()
+        self._choose_samples()
+
+    def was_reloaded(self) -> bool:
+        """Whether some module is as in its file again, though functions of it are enabled.
+        From any thread: one function of each module is looked at."""
+        return any(self._engine.is_original(each) for each in self._samples if each.enabled)
+
+    def _choose_samples(self) -> None:
+        tracepoints = self._engine.tracepoints.values()
+        by_module = {id(t.function.module): t for t in tracepoints if t.enabled}
+        self._samples = tuple(by_module.values())
 
     # Carry out the pending orders in modules that are new.
     def _catch_up(self) -> None:
+        self._pending.end_leases(self._leases.bit_of)
         for order in self._pending.orders:
             functions, _ = self._program.select_known(order.patterns)
             new = self._pending.new_among(functions)
             if not new:
                 continue
-            lease = 0
-            if order.lease is not None:
-                lease = self._leases.bit_of(order.lease.name)
-                if not lease:
-                    self._pending.drop(order.patterns)  # its lease has ended
-                    continue
+            lease = self._leases.bit_of(order.lease.name) if order.lease else 0
             report = self._enable(new, order, lease)
             statuses = [outcome.status for outcome in report.outcomes]
             _log.info(
@@ -284,6 +297,7 @@ class TracepointSet:
             NoSuchLeaseError: It has ended, or never was.
         """
         kept = self._engine.keep(self._leases.known_bit(name))
+        self._pending.keep_lease(name)
         self._leases.release(name)
         self._forget_leases()
         return kept
@@ -305,6 +319,7 @@ class TracepointSet:
 
     def _forget_leases(self) -> None:
         self._leases.forget(boottime_ns())
+        self._pending.end_leases(self._leases.bit_of)
         self._manifest.write_leases(self._leases.rows())
 
     def is_lease_due(self) -> bool:
