@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import running_agent
-from tests.e2e.support import KIND_EXIT, patch, recording
+from tests.e2e.support import KIND_EXIT, Recorder, patch, recording
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_text_unchanged
+from tests.support.waiting import wait_until
 from tests.targets.build import build
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.values import PatchOptions, ProcessRef
@@ -86,4 +87,32 @@ def test_h86_agents_that_come_and_go_add_nothing(tmp_path: Path, program: str) -
         # The kernel joins neighbouring mappings, or does not; none is added.
         assert len({count for _, count in sizes[1:]}) == 1, sizes
         assert max(annex for annex, _ in sizes) <= sizes[0][0], sizes
+        target.quit()
+
+
+def test_h86_code_that_serves_others_now_is_not_gone_back_to(tmp_path: Path) -> None:
+    """What a module that was unloaded had is given to others; after a crash the next agent
+    must not lead the module's functions there, when it has come again."""
+    with TargetProcess(build("dlopen", "gcc-O2")) as target:
+        with running_agent(tmp_path / "state") as agent, agent.client() as client:
+            session_id = client.attach(ProcessRef(target.pid)).session.session_id
+            target.command("load")
+            first = patch(client, session_id, ["plugin*!plugin_*"])
+            target.wait_iterations(2)
+            target.command("unload")
+            wait_until(lambda: not client.tracepoints(session_id))
+            patch(client, session_id, ["libc.so.6!str*", "libc.so.6!mem*"])
+            target.command("load")
+            target.wait_iterations(2)
+            agent.kill()
+        with running_agent(tmp_path / "state") as agent, agent.client() as client:
+            recorder = Recorder(client, session_id)
+            again = patch(client, session_id, ["plugin*!plugin_*"])
+            assert again.enabled_count == first.enabled_count
+            target.wait_iterations(5)
+            client.detach(session_id)
+            seen = recorder.finish()
+            assert seen.entries("plugin_work") > 0
+            assert seen.entries("plugin_leaf") > 0
+        assert_text_unchanged(target.pid)
         target.quit()

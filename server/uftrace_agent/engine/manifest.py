@@ -192,7 +192,9 @@ class Manifest:
         return rows
 
     def give_back(self, first: int, count: int) -> None:
-        """Places of sites that are as they were, and are none any more."""
+        """Places of sites that are as they were, and are none any more. Cleared before
+        their stubs serve others: the next agent would lead functions into those."""
+        self.clear(range(first, first + count))
         self._free_rows.setdefault(count, []).append(first)
 
     def write(self, entries: Sequence[tuple[int, Entry]]) -> None:

@@ -225,15 +225,16 @@ class PatchEngine:
     def _is_in_place(self, head: Patch) -> bool:
         return self._memory.read_some(head.address, len(head.wanted)) == head.wanted
 
-    def is_original(self, tracepoint: Tracepoint) -> bool:
-        """Whether the function's first site is as in the file. From any thread."""
+    def is_gone(self, tracepoint: Tracepoint) -> bool:
+        """Whether the function's site is as in the file, or is no more. From any thread."""
         head = tracepoint.plan.head
-        return self._memory.read_some(head.address, len(head.expected)) == head.expected
+        live = self._memory.read_some(head.address, len(head.expected))
+        return live in (head.expected, b"")
 
     def find_reloaded(self) -> list[Tracepoint]:
         """What was enabled in modules that were unloaded and loaded again at the same
         place between two looks (H83): nothing of it is in them, so it is disabled."""
-        found = [t for t in self._enabled() if self.is_original(t)]
+        found = [t for t in self._enabled() if self._is_as_it_was(t.plan)]
         for tracepoint in found:
             tracepoint.enabled = False
         self._journal(found, Phase.FREE)
@@ -251,8 +252,8 @@ class PatchEngine:
     def _forget(self, tracepoint: Tracepoint) -> None:
         for index, _ in tracepoint.journal_rows():
             self._parked.pop(index, None)
-        give_back(self._annex.layout, tracepoint.plan)
         self._manifest.give_back(tracepoint.journal_index, len(tracepoint.plan.sites()))
+        give_back(self._annex.layout, tracepoint.plan)
         del self.tracepoints[tracepoint.function.address]
 
     def process_traits(self) -> ProcessTraits:

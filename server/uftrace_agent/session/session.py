@@ -370,7 +370,7 @@ class Session:
             with suppress(RuntimeError):  # the session ends
                 self._worker.submit(self._lapse)
         loaded = executable_files(self.process.pid)
-        if (loaded != self._loaded and loaded) or self._tracepoints.was_reloaded():
+        if (loaded != self._loaded and loaded) or self._tracepoints.has_lost_module():
             self._loaded = loaded
             self._loop.call_soon_threadsafe(self._modules_changed)
 

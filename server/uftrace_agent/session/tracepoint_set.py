@@ -205,10 +205,10 @@ class TracepointSet:
         self._catch_up()
         self._choose_samples()
 
-    def was_reloaded(self) -> bool:
-        """Whether some module is as in its file again, though functions of it are enabled.
-        From any thread: one function of each module is looked at."""
-        return any(self._engine.is_original(each) for each in self._samples if each.enabled)
+    def has_lost_module(self) -> bool:
+        """Whether some module is as in its file again, or is no more, though functions of
+        it are enabled. From any thread: one function of each module is looked at."""
+        return any(self._engine.is_gone(each) for each in self._samples if each.enabled)
 
     def _choose_samples(self) -> None:
         tracepoints = self._engine.tracepoints.values()
