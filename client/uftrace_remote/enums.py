@@ -103,6 +103,8 @@ class RecordKind(IntEnum):
     EXIT = 2
     ENTRY_ONLY = 3
     TAIL_ENTRY = 4
+    # The records after it are of the goroutine that its key names; 0: of the thread.
+    STRAND = 6
 
 
 class LossStage(IntEnum):

@@ -15,6 +15,7 @@ from uftrace_remote.enums import EndReason, LossStage, PatchStatus
 from uftrace_remote.values import PatchOptions, PatchResult, ProcessRef, RecordingOptions
 
 KIND_ENTRY, KIND_EXIT, KIND_ENTRY_ONLY, KIND_TAIL_ENTRY = 1, 2, 3, 4
+KIND_STRAND = 6
 
 
 @dataclass
@@ -100,6 +101,8 @@ class Recorder:
         if self._error is not None:
             raise self._error
         for (function_id, kind), count in self._raw.items():
+            if kind == KIND_STRAND:
+                continue
             self.recording.counts[self.recording.names[function_id], kind] += count
         return self.recording
 

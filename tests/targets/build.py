@@ -217,6 +217,7 @@ PROGRAMS: dict[str, Program] = {
         arguments=("-I", str(HERE.parent / "support/programs/_loads/interpreter.py")),
     ),
     "gopher": Program(("gopher.go",), GO),
+    "goroutines": Program(("goroutines.go",), GO),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,17 @@ def write_chrome(trace: TraceReader, path: Path) -> ExportResult:
     pid = _pid(trace)
     calls = 0
     with replacing(path) as file:
-        file.write('{"displayTimeUnit":"ns","traceEvents":[\n' + ",\n".join(_names(trace, pid)))
+        file.write(
+            '{"displayTimeUnit":"ns","traceEvents":[\n' + ",\n".join(_first_names(trace, pid))
+        )
         separator = ",\n"
-        for piece in _events(trace, pid):
+        pairer = StreamPairer()
+        for piece in _events(trace, pid, pairer):
             if piece:
                 file.write(separator + separator.join(piece))
                 calls += len(piece)
+        for name in _names(pid, pairer.strand_names()):
+            file.write(separator + name)
         file.write(f'\n],"otherData":{json.dumps(_about(trace))}}}\n')
     return ExportResult(path, calls)
 
@@ -32,7 +37,7 @@ def write_chrome(trace: TraceReader, path: Path) -> ExportResult:
 CHROME = ExportFormat("chrome", "Trace Event JSON for Perfetto and chrome://tracing", write_chrome)
 
 
-def _events(trace: TraceReader, pid: int) -> Iterator[list[str]]:
+def _events(trace: TraceReader, pid: int, pairer: StreamPairer) -> Iterator[list[str]]:
     summary = trace.summary
     encoded: dict[int, str] = {}
 
@@ -42,7 +47,6 @@ def _events(trace: TraceReader, pid: int) -> Iterator[list[str]]:
             found = encoded[function] = json.dumps(summary.function_name(function))
         return found
 
-    pairer = StreamPairer()
     for tid, chunk in paired_chunks(trace.batches(), pairer):
         tail = f'"pid":{pid},"tid":{tid}}}'
         yield [
@@ -81,18 +85,22 @@ def _us(nanoseconds: int) -> str:
     return f"{nanoseconds // 1000}.{nanoseconds % 1000:03d}"
 
 
-def _names(trace: TraceReader, pid: int) -> list[str]:
+def _first_names(trace: TraceReader, pid: int) -> list[str]:
     process = trace.metadata.get("process", {})
-    events: list[dict[str, Any]] = [
-        _meta("process_name", pid, pid, process.get("command_name") or str(pid))
+    names = trace.summary.thread_names
+    return [
+        _meta("process_name", pid, pid, process.get("command_name") or str(pid)),
+        *_names(pid, {tid: name or f"thread {tid}" for tid, name in names.items()}),
     ]
-    for tid, name in sorted(trace.summary.thread_names.items()):
-        events.append(_meta("thread_name", pid, tid, name or f"thread {tid}"))
-    return [json.dumps(event, separators=(",", ":")) for event in events]
 
 
-def _meta(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
-    return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
+def _names(pid: int, names: Mapping[int, str]) -> list[str]:
+    return [_meta("thread_name", pid, tid, name) for tid, name in sorted(names.items())]
+
+
+def _meta(kind: str, pid: int, tid: int, name: str) -> str:
+    event = {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
+    return json.dumps(event, separators=(",", ":"))
 
 
 def _about(trace: TraceReader) -> dict[str, Any]:

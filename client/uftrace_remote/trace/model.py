@@ -29,7 +29,7 @@ class Call:
     """One call of one function.
 
     Attributes:
-        tid: Thread id.
+        tid: Thread id; of a goroutine's calls its number, which no thread has.
         function: Name of the function.
         start_ns: CLOCK_MONOTONIC of the target's host.
         end_ns: None where it had not finished, or only its entry is traced.

@@ -7,12 +7,15 @@
                 bits 28-63  frame key: stack pointer at entry >> 3, low 36 bits
 
 An entry and its exit have the same frame key on the same thread. Stacks grow
-down: a callee's key is smaller than its caller's.
+down: a callee's key is smaller than its caller's. Records of goroutines follow one
+of kind `STRAND`, whose key names the goroutine (see `strands.py`); there it is the
+same goroutine, and not the same thread.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +58,16 @@ def decode_records(data: bytes | memoryview) -> RecordColumns:
     Args:
         data: Whole records; bytes behind the last whole one are ignored.
     """
-    packed = np.frombuffer(data, RECORD_DTYPE, count=len(data) // RECORD_DTYPE.itemsize)
+    return columns(packed_records(data))
+
+
+def packed_records(data: bytes | memoryview) -> NDArray[Any]:
+    """Rows of RECORD_DTYPE; bytes behind the last whole record are ignored."""
+    return np.frombuffer(data, RECORD_DTYPE, count=len(data) // RECORD_DTYPE.itemsize)
+
+
+def columns(packed: NDArray[Any]) -> RecordColumns:
+    """Rows of RECORD_DTYPE as columns, in order of time (see `decode_records`)."""
     ticks = packed["ticks"].astype(np.int64)
     if len(ticks) > 1 and bool((ticks[1:] < ticks[:-1]).any()):
         order = np.argsort(ticks, kind="stable")

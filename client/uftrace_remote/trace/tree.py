@@ -56,7 +56,7 @@ class TreeFilter:
 
     Attributes:
         function_ids: Only these functions; None shows all.
-        tids: Only these threads; none shows all.
+        tids: Only these threads (or goroutines); none shows all.
         max_depth: Only so many levels of nesting; 0 is no limit.
         min_duration_ns: Only calls that took so long.
     """
@@ -127,15 +127,16 @@ class CallTree:
         """
         if self._learns_clock:
             self.clock.add(batch.anchors)
+        ended = batch.end is not EndReason.NONE
         for thread in batch.threads:
-            if self._wanted.tids and thread.tid not in self._wanted.tids:
-                continue
             chunk = self.pairer.feed(thread.tid, thread.records)
             room -= self._collect(thread.tid, chunk, max(room, 0))
+        for number, chunk in self.pairer.release(None if ended else batch.watermark_ticks):
+            room -= self._collect(number, chunk, max(room, 0))
         lines: list[TreeLine] = []
         if batch.watermark_ticks:
             self._watermark_ns = self.clock.nanosecond(batch.watermark_ticks)
-        last = batch.end is not EndReason.NONE or not batch.watermark_ticks
+        last = ended or not batch.watermark_ticks
         self._apply(lines, _UNLIMITED if last else self._watermark_ns)
         self._show_long_open(lines)
         return lines
@@ -143,6 +144,8 @@ class CallTree:
     def finish(self) -> list[TreeLine]:
         """What is left at the end: calls that are still open get their first line."""
         lines: list[TreeLine] = []
+        for number, chunk in self.pairer.release(None):
+            self._collect(number, chunk, _UNLIMITED)
         self._apply(lines, _UNLIMITED)
         for call in self._open_calls():
             self._print_begin(call, lines)
@@ -166,6 +169,8 @@ class CallTree:
 
     # Turns a chunk into events; returns how many calls of it will be shown.
     def _collect(self, tid: int, chunk: PairedChunk, room: int) -> int:
+        if self._wanted.tids and tid not in self._wanted.tids:
+            return 0
         chunk = self._without_hidden(chunk)
         numbers = np.concatenate([chunk.finished["begin_seq"], chunk.opened["begin_seq"]])
         new = np.sort(numbers[numbers >= chunk.first_seq])

@@ -38,6 +38,8 @@ _LONGEST_BEFORE: Final = 8192
 # The most of a sled that is looked at, with the instruction behind it.
 _SLED_BYTES: Final = 40
 _LONGEST_BODY: Final = 1 << 20
+# What follows a function, for a jump that ends in it.
+_BEHIND_BYTES: Final = 8
 _PROFILERS: Final = (
     "__fentry__",
     "mcount",
@@ -181,6 +183,8 @@ class ModuleView:
             kind=self._kind(index),
             sleds=self._sleds(address),
             body=lambda: self._body(index),
+            behind=lambda: self.image.text_bytes(address + int(table.size[index]), _BEHIND_BYTES),
+            is_go=self.image.is_go,
         )
 
     @cached_property

@@ -105,6 +105,8 @@ class FunctionCode:
         kind: What the compiler left in it.
         sleds: Its sleds, by rising address.
         body: Makes its code as a whole; empty where its size is not known.
+        behind: Makes the bytes behind it: 8, or fewer where the text ends.
+        is_go: The Go toolchain linked its module.
     """
 
     address: int
@@ -117,6 +119,8 @@ class FunctionCode:
     kind: SiteKind = SiteKind.PLAIN
     sleds: tuple[LiveSled, ...] = ()
     body: Callable[[], bytes] = bytes
+    behind: Callable[[], bytes] = bytes
+    is_go: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from uftrace_agent.engine.model import Form, Refusal, RefusedError, SiteKind, Wr
 from uftrace_agent.engine.site import CodeWrite, FunctionCode, Gap, Patch, ProbeKind, SitePlan
 from uftrace_agent.engine.x86_64 import stub as stubs
 from uftrace_agent.engine.x86_64.entry_sites import EntrySite, entry_sites, profiling_call
+from uftrace_agent.engine.x86_64.go_plan import plan_go
 from uftrace_agent.engine.x86_64.instruction import (
     ENDBR64,
     NOP5,
@@ -100,6 +101,10 @@ class X86Architecture:
             if plan is not None:
                 return plan
         reasons: list[str] = []
+        if function.is_go:
+            plan = plan_go(request, layout, self._place, reasons)
+            if plan is not None:
+                return plan
         refusal: Refusal | None = None
         for site in entry_sites(function, self._targets):
             try:
@@ -196,10 +201,26 @@ class X86Architecture:
         *,
         hook: bool = False,
     ) -> SitePlan:
+        return self._place(
+            request,
+            layout,
+            site,
+            reasons,
+            lambda region, stub: _stub_code(request, region, stub, site, hook),
+        )
+
+    def _place(
+        self,
+        request: SiteRequest,
+        layout: CodeLayout,
+        site: EntrySite,
+        reasons: list[str],
+        make_stub: Callable[[CodeRegion, int], bytes],
+    ) -> SitePlan:
         region = layout.region_near(request.module.start, request.module.end)
         stub = layout.take_stub(region)
         try:
-            code = _stub_code(request, region, stub, site, hook)
+            code = make_stub(region, stub)
             candidate = self._first_candidate(request, layout, site, stub, reasons)
         except UnmovableError as error:
             layout.give_back_stub(region, stub)

@@ -124,6 +124,23 @@ def point_stub(at: int, probe: int, word: int, place: StackPlace, replaced: Inst
     return _checked(head + _onward(at + len(head), replaced))
 
 
+def strand_stub(
+    at: int, probe: int, word: int, offset: int, displaced: Instruction, resume: int
+) -> bytes:
+    """A stub for a site of a Go function: a record whose frame is named by the address of
+    its return address, `offset` bytes above the stack pointer. Go has no red zone, so
+    nothing is left out below the stack pointer: its stacks are small.
+
+    Raises:
+        UnmovableError, OutOfReachError: As `entry_stub`.
+    """
+    head = b"\x50\x48\x8d\x84\x24" + struct.pack("<i", offset + 8)
+    head += b"\x50\xb8" + struct.pack("<I", word)
+    head += call(at + len(head), probe) + b"\x48\x8d\x64\x24\x08\x58"
+    moved = displaced.moved_to(at + len(head))
+    return _with_tail(head + moved.code, at, resume, moved.falls_through)
+
+
 # Where a call or jump goes, as a jump from `at`.
 def _onward(at: int, transfer: Instruction) -> bytes:
     target = transfer.branch_target()

@@ -67,12 +67,59 @@ static int give_up_hole(struct uh_drain *d, uint32_t index)
 	return now - d->hole_since[index] > HOLE_NANOS;
 }
 
+/* Whether it only says whose the records behind it are. */
+static int is_heading(uint64_t word)
+{
+	uint64_t kind = word >> UF_KIND_SHIFT & 7;
+
+	return kind == UF_KIND_THREAD || kind == UF_KIND_STRAND;
+}
+
 /* One more entry of the record's function; exits have been counted with their entries. */
 static inline void count_call(struct uh_drain *d, uint64_t word)
 {
 	uint64_t id = word >> UF_ID_SHIFT & UF_ID_MAX;
 
 	d->calls[id < d->call_capacity ? id : 0] += (word >> UF_KIND_SHIFT & 7) != UF_KIND_EXIT;
+}
+
+static int committed(const struct uh_drain *d, const uint8_t *data, uint64_t position)
+{
+	const uint64_t *record = (const uint64_t *)(data + (position & (d->ring_bytes - 1)));
+	uint64_t word = __atomic_load_n(&record[1], __ATOMIC_ACQUIRE);
+
+	return word && (word & 1) == !(position & d->ring_bytes);
+}
+
+static void emit(struct uh_drain *d, struct uh_run *run, uint64_t ticks, uint64_t word)
+{
+	((uint64_t *)(d->out + d->used))[0] = ticks;
+	((uint64_t *)(d->out + d->used))[1] = word & ~1ull;
+	d->used += 16;
+	run->records++;
+}
+
+static uint64_t strand_word(uint64_t strand)
+{
+	return strand << UF_KEY_SHIFT | UF_KIND_STRAND << UF_KIND_SHIFT;
+}
+
+/* A run begins and ends outside of any strand, so that runs can be put together. In
+ * the ring each record of a strand stands behind the strand's; in the output only
+ * changes are told. */
+struct strand_state {
+	uint64_t now;
+	uint64_t ticks;
+	uint64_t taken;
+};
+
+static void end_run(struct uh_drain *d, struct uh_run *run, struct strand_state *strand)
+{
+	if (!run || !strand->now)
+		return;
+	emit(d, run, strand->ticks, strand_word(0));
+	strand->taken++;
+	strand->now = 0;
 }
 
 /* Copy what ring `index` holds. */
@@ -85,30 +132,37 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 	const uint64_t limit = position + size;
 	const uint64_t counted = d->counted[index];
 	struct uh_run *run = 0;
-	uint64_t taken = 0;
+	struct strand_state strand = {0, 0, 0};
 
 	while (position < limit) {
 		const uint64_t *record = (const uint64_t *)(data + (position & (size - 1)));
-		uint64_t word = __atomic_load_n(&record[1], __ATOMIC_ACQUIRE), ticks;
+		uint64_t word = __atomic_load_n(&record[1], __ATOMIC_ACQUIRE);
+		uint64_t step = 16, own = 0, room;
 
-		if ((word & 1) != !(position & size)) {
+		/* A strand's record and the one behind it were reserved together. */
+		if ((word & 1) == !(position & size) &&
+		    (word >> UF_KIND_SHIFT & 7) == UF_KIND_STRAND && position + 16 < limit) {
+			own = word >> UF_KEY_SHIFT;
+			step = 32;
+			record = (const uint64_t *)(data + ((position + 16) & (size - 1)));
+			word = __atomic_load_n(&record[1], __ATOMIC_ACQUIRE);
+		}
+		if ((word & 1) != !((position + step - 16) & size)) {
 			/* Not written yet: the end, unless there is one behind it. */
-			const uint64_t *next = (const uint64_t *)(data + ((position + 16) & (size - 1)));
-
-			if (position + 16 < limit && (next[1] & 1) == !((position + 16) & size) &&
-			    next[1] && give_up_hole(d, index)) {
+			if (position + step < limit && committed(d, data, position + step) &&
+			    give_up_hole(d, index)) {
 				ring->holes++;
-				position += 16;
+				position += step;
 				continue;
 			}
 			break;
 		}
 		d->hole_since[index] = 0;
-		ticks = record[0];
 		if ((word >> UF_KIND_SHIFT & 7) == UF_KIND_THREAD) {
+			end_run(d, run, &strand);
 			d->tids[index] = word >> UF_KEY_SHIFT;
 			run = 0;
-			position += 16;
+			position += step;
 			continue;
 		}
 		if (!run || run->tid != d->tids[index]) {
@@ -121,24 +175,33 @@ static void drain_ring(struct uh_drain *d, uint32_t index)
 			run->records = 0;
 			run->offset = d->used;
 		}
-		if (d->used + 16 > d->out_bytes) {
-			if (!run->records)
+		/* Itself, its strand, and the strand's end. */
+		room = 16 + 16 * (own != strand.now) + 16 * (own != 0);
+		if (d->used + room > d->out_bytes) {
+			end_run(d, run, &strand);
+			if (!run->records) {
 				d->run_count--;
+				run = 0;
+			}
 			d->more = 1;
 			break;
 		}
-		if (position >= counted)
+		if (own != strand.now) {
+			emit(d, run, record[0], strand_word(own));
+			strand.now = own;
+			strand.taken++;
+		}
+		if (position + step - 16 >= counted)
 			count_call(d, word);
-		((uint64_t *)(d->out + d->used))[0] = ticks;
-		((uint64_t *)(d->out + d->used))[1] = word & ~1ull;
-		d->used += 16;
-		run->records++;
-		taken++;
-		position += 16;
+		emit(d, run, record[0], word);
+		strand.ticks = record[0];
+		strand.taken++;
+		position += step;
 	}
+	end_run(d, run, &strand);
 	/* Who is killed here has taken what it did not count, or the reverse: the agent
 	 * after it believes the counts. */
-	ring->taken += taken;
+	ring->taken += strand.taken;
 	if (position > counted)
 		d->counted[index] = position;
 	__atomic_store_n(&ring->tail, position, __ATOMIC_RELEASE);
@@ -186,7 +249,7 @@ UH_API int uh_count_rings(struct uh_drain *d)
 			/* What is behind a record in the making is counted when it is taken. */
 			if ((word & 1) != !(position & size))
 				break;
-			if ((word >> UF_KIND_SHIFT & 7) != UF_KIND_THREAD)
+			if (!is_heading(word))
 				count_call(d, word);
 		}
 		d->counted[index] = position;

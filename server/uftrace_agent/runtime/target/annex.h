@@ -8,7 +8,7 @@
 #ifndef UF_ANNEX_H
 #define UF_ANNEX_H
 
-#define UF_ANNEX_VERSION 5
+#define UF_ANNEX_VERSION 6
 
 /* Parameter block at the start of every code region: constants of the session. */
 #define UF_PARAM_CONTROL 0
@@ -71,6 +71,13 @@
 #define UF_KIND_EXIT 2
 #define UF_KIND_ENTRY_ONLY 3
 #define UF_KIND_TAIL_ENTRY 4
+/* "The record after this is of strand (word >> 28)": of the goroutine whose g lies at
+ * so many times 16. The two are reserved together. */
+#define UF_KIND_STRAND 6
+#define UF_STRAND_SHIFT 4
+/* struct g of Go: stack.lo, stack.hi, ... (runtime/runtime2.go; the assembler of every
+ * Go release relies on these two). */
+#define UF_G_STACK_HI 8
 /* In rings only: "the records after this are of thread (word >> 28)". */
 #define UF_KIND_THREAD 7
 #define UF_KIND_SHIFT 1

@@ -162,11 +162,12 @@ PROBE int uf_refresh_room(struct uf_thread *thread, uint64_t word)
 	return 0;
 }
 
-/* Record for a thread that has no ring: two records, reserved together. */
-PROBE void uf_record_shared(uint64_t return_slot, uint64_t word)
+/* Records for a thread that has no ring: its number and they are reserved together. */
+static void record_shared(uint64_t strand, uint64_t key, uint64_t word)
 {
 	struct uf_ring *ring = &uf_params.rings[0];
 	const uint64_t size = uf_params.ring_bytes;
+	const uint64_t length = (strand ? 3 : 2) * UF_RECORD_BYTES;
 	uint64_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
 	uint64_t position, ticks;
 
@@ -174,12 +175,26 @@ PROBE void uf_record_shared(uint64_t return_slot, uint64_t word)
 		note_lost(ring, __atomic_fetch_add(&ring->lost, 1, __ATOMIC_RELAXED), word);
 		return;
 	}
-	position = __atomic_fetch_add(&ring->shared_head, 2 * UF_RECORD_BYTES, __ATOMIC_RELAXED);
+	position = __atomic_fetch_add(&ring->shared_head, length, __ATOMIC_RELAXED);
 	ticks = uf_ticks();
 	put(uf_params.ring_data, size, position, ticks,
 	    (uint64_t)uf_gettid() << UF_KEY_SHIFT | UF_KIND_THREAD << UF_KIND_SHIFT);
-	put(uf_params.ring_data, size, position + UF_RECORD_BYTES, ticks,
-	    return_slot << (UF_KEY_SHIFT - 3) | word);
+	if (strand)
+		put(uf_params.ring_data, size, position + UF_RECORD_BYTES, ticks,
+		    strand >> UF_STRAND_SHIFT << UF_KEY_SHIFT | UF_KIND_STRAND << UF_KIND_SHIFT);
+	put(uf_params.ring_data, size, position + length - UF_RECORD_BYTES, ticks,
+	    key << (UF_KEY_SHIFT - 3) | word);
+}
+
+PROBE void uf_record_shared(uint64_t return_slot, uint64_t word)
+{
+	record_shared(0, return_slot, word);
+}
+
+/* The same for a goroutine. */
+PROBE void uf_record_shared_strand(uint64_t key, uint64_t word, uint64_t strand)
+{
+	record_shared(strand, key, word);
 }
 
 /* The byte offset of the thunk for (return address, id word), or -1 where the

@@ -65,6 +65,9 @@ uf_unwind_fde:
 	leaq	S_OFF+8(%rsp), \dst
 	.elseif \how == 3		/* the stub has put the address there */
 	movq	48(%rsp), \dst
+	.elseif \how == 4		/* the same, on the stack of the goroutine whose g is r14 */
+	movq	48(%rsp), \dst
+	subq	UF_G_STACK_HI(%r14), \dst
 	.else				/* called by `call mcount` after push rbp; mov rsp,rbp */
 	leaq	8(%rbp), \dst
 	.endif
@@ -141,6 +144,44 @@ uf_unwind_fde:
 	movq	%rsi, 8(%rdx)		/* last: the phase bit commits the record */
 	.endm
 
+/* One of the two records of WRITE_STRAND: rcx = its position, rax = the ticks, \word =
+ * its word. Clobbers rdx r9. */
+	.macro	PUT word
+	movq	UF_THREAD_MASK(%rdi), %rdx
+	andq	%rcx, %rdx
+	addq	UF_THREAD_BASE(%rdi), %rdx
+	testq	%rcx, UF_THREAD_SIZE(%rdi)
+	movq	%rax, (%rdx)
+	sete	%r9b
+	movzbl	%r9b, %r9d
+	orq	%r9, \word
+	movq	\word, 8(%rdx)
+	.endm
+
+/* As WRITE_RECORD, for a goroutine: r14 = its g, rax = the frame's place, counted from
+ * the end of the stack, since the stack may move while the frame is open. Clobbers rax
+ * rcx rdx rsi. */
+	.macro	WRITE_STRAND
+	pushq	%r8
+	pushq	%r9
+	shlq	$(UF_KEY_SHIFT - 3), %rax
+	orq	%rax, %rsi
+	movl	$(2 * UF_RECORD_BYTES), %ecx
+	xaddq	%rcx, UF_THREAD_HEAD(%rdi)
+	rdtsc
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	movq	%r14, %r8
+	shrq	$UF_STRAND_SHIFT, %r8
+	shlq	$UF_KEY_SHIFT, %r8
+	orq	$(UF_KIND_STRAND << UF_KIND_SHIFT), %r8
+	PUT	%r8
+	addq	$UF_RECORD_BYTES, %rcx
+	PUT	%rsi			/* last: whoever sees this one sees both */
+	popq	%r9
+	popq	%r8
+	.endm
+
 	.macro	SAVE_MORE
 	pushq	%r8
 	pushq	%r9
@@ -195,7 +236,11 @@ uf_unwind_fde:
 4:	RETURN_SLOT \how, %rax
 	testq	%rdi, %rdi
 	je	41f
+	.if \how == 4
+	WRITE_STRAND
+	.else
 	WRITE_RECORD
+	.endif
 	.if \paired
 91:	RESTORE_ENTRY
 	ret
@@ -213,7 +258,12 @@ uf_unwind_fde:
 41:	/* no ring of its own: the shared one. rsi = id word */
 	movq	%rax, %rdi
 	SAVE_MORE
+	.if \how == 4
+	movq	%r14, %rdx
+	call	uf_record_shared_strand
+	.else
 	call	uf_record_shared
+	.endif
 	RESTORE_MORE
 	jmp	91b
 5:	/* not in the directory where it should be */
@@ -294,6 +344,7 @@ uf_unwind_fde:
 	ENTRY_PROBE uf_entry_only_fentry, 1, 0, 0
 	ENTRY_PROBE uf_entry_only_mcount, 2, 0, 0
 	ENTRY_PROBE uf_point, 3, 0, 0
+	ENTRY_PROBE uf_strand, 4, 0, 0
 
 /* ---- function exit: thunk i is `call *resume; push $i; jmp uf_exit` ----
  * The traced function has returned to behind the call; rsp is as its caller
