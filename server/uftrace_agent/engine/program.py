@@ -40,6 +40,7 @@ _SLED_BYTES: Final = 40
 _LONGEST_BODY: Final = 1 << 20
 # What follows a function, for a jump that ends in it.
 _BEHIND_BYTES: Final = 8
+_ABI0: Final = ".abi0"
 _PROFILERS: Final = (
     "__fentry__",
     "mcount",
@@ -185,6 +186,20 @@ class ModuleView:
             body=lambda: self._body(index),
             behind=lambda: self.image.text_bytes(address + int(table.size[index]), _BEHIND_BYTES),
             is_go=self.image.is_go,
+            is_go_compiled=self.image.is_go and self._is_go_compiled(index),
+        )
+
+    # Wrappers for assembly (ABI0) are compiled too, and find their g themselves.
+    def _is_go_compiled(self, index: int) -> bool:
+        table = self.image.functions
+        compiled = self.image.go_compiled
+        address = np.uint64(table.address[index])
+        row = int(np.searchsorted(compiled, address))
+        if row >= len(compiled) or compiled[row] != address:
+            return False
+        symbol = table.by_index(index)
+        return not any(
+            name.endswith(_ABI0) for name in (symbol.linkage_name, symbol.name, *symbol.aliases)
         )
 
     @cached_property

@@ -107,6 +107,7 @@ class FunctionCode:
         body: Makes its code as a whole; empty where its size is not known.
         behind: Makes the bytes behind it: 8, or fewer where the text ends.
         is_go: The Go toolchain linked its module.
+        is_go_compiled: Its compiler made it, for its own calling convention.
     """
 
     address: int
@@ -121,6 +122,7 @@ class FunctionCode:
     body: Callable[[], bytes] = bytes
     behind: Callable[[], bytes] = bytes
     is_go: bool = False
+    is_go_compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

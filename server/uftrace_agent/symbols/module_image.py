@@ -33,6 +33,7 @@ from uftrace_agent.symbols.elf_tables import (
     read_static_symbols,
 )
 from uftrace_agent.symbols.function_table import FunctionTable
+from uftrace_agent.symbols.go_table import compiled_functions
 from uftrace_agent.symbols.index_builder import CodeRanges, NamedStub, build_function_table
 from uftrace_agent.symbols.plt import got_slots, irelative_slots, plt_sections, plt_stubs
 from uftrace_agent.symbols.xray_sleds import SledMap, read_sleds
@@ -346,6 +347,12 @@ class ModuleImage:
         if any(self.address_of(name) is not None for name in walkers):
             return True
         return any(name.startswith(site_tables.STACK_WALKER_API) for name in self.imports)
+
+    @cached_property
+    def go_compiled(self) -> NDArray[np.uint64]:
+        """Link-time addresses of what the Go compiler made, sorted; none where that is
+        not known."""
+        return compiled_functions(self._elf, self._relocations)
 
 
 # /proc/PID/map_files/... and /proc/PID/exe are links to the mapped file.

@@ -11,14 +11,17 @@ patched is one instruction of the epilogue that runs exactly when the function r
     pop %rbp
     ret
 
-The check is also what tells compiled functions from assembly: it proves that r14 holds
-the goroutine's g (Go's internal ABI), by which the probe names the goroutine.
+The check, or Go's own table of functions, is also what tells compiled functions from
+assembly: in those r14 holds the goroutine's g (Go's internal ABI), by which the probe
+names the goroutine. Small leaves have no check, and often no epilogue: there any
+instruction serves that runs exactly when the function begins, or returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import capstone
@@ -31,6 +34,7 @@ from uftrace_agent.engine.x86_64.instruction import Instruction, Line, decode, o
 # How far from a return its site may lie, in instructions, and an entry's from the check.
 _BEFORE_RETURN: Final = 6
 _BEHIND_CHECK: Final = 4
+_JUMP: Final = 5
 # A jump's last bytes may be what follows its site.
 _JUMP_MORE: Final = 4
 # stackguard0 and, for code that runs on system stacks, stackguard1.
@@ -59,24 +63,25 @@ class GoSite:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GoFunction:
     """A compiled function, decoded as a whole."""
 
     code: FunctionCode
     body: bytes
     lines: Sequence[Line]
-    checked: int  # the index of the first line behind the check
+    checked: int  # the index of the first line behind the check; 0 where there is none
 
     @staticmethod
     def of(code: FunctionCode) -> GoFunction | None:
-        """The function; None where it is none that the Go compiler made, or none with
-        a check for room (assembly, and the smallest leaves)."""
+        """The function; None where nothing says that the Go compiler made it."""
         body = code.body()
         lines = outline(body, code.address)
-        checked = _behind_check(lines)
-        if checked is None or sum(line.size for line in lines) != len(body):
+        if not lines or sum(line.size for line in lines) != len(body):
             return None
+        checked = _behind_check(lines)
+        if checked is None:
+            return GoFunction(code, body, lines, 0) if code.is_go_compiled else None
         return GoFunction(code, body, lines, checked)
 
     def entries(self) -> list[GoSite]:
@@ -84,7 +89,7 @@ class GoFunction:
         once; the first instruction runs again after the stack was moved."""
         found: list[GoSite] = []
         offset = 0
-        targets = self._targets()
+        targets = self._targets
         for line in self.lines[self.checked : self.checked + _BEHIND_CHECK]:
             instruction = self._instruction(line)
             if line.address in targets:
@@ -94,24 +99,34 @@ class GoFunction:
             if change is None:
                 break
             offset -= change
-        return [*_longest_first(found), GoSite(self._site(self._instruction(self.lines[0])), 0)]
+        found = _longest_first(found)
+        if self.checked:
+            found.append(GoSite(self._site(self._instruction(self.lines[0])), 0))
+        return found
 
-    def exits(self) -> list[list[GoSite]]:
+    def exits(self, entry: int) -> list[list[GoSite]]:
         """For each way out, where it may be patched, best first. A call that never returns
         (a panic) is no way out.
+
+        Args:
+            entry: Where its entry is patched: what runs before is no exit.
 
         Raises:
             NoExitsError: Control may leave it unseen.
         """
         start, end = self.code.address, self.code.address + len(self.body)
-        targets = self._targets()
+        targets = self._targets
         has_table = any(_is_indirect_jump(line) for line in self.lines)
         found: list[list[GoSite]] = []
         for index, line in enumerate(self.lines):
             target = line.branch_target()
             leaves = target is not None and not start <= target < end
             if line.mnemonic == "ret" and not line.operands:
-                sites = list(self._before_return(index, targets, has_table))
+                sites = [
+                    one
+                    for one in self._before_return(index, targets, has_table)
+                    if one.site.address > entry
+                ]
                 if not sites:
                     raise NoExitsError(f"nothing belongs to the ret at +{line.address - start:#x}")
                 found.append(_longest_first(sites))
@@ -141,14 +156,21 @@ class GoFunction:
             offset += change
             if _cannot_fault(instruction):
                 yield GoSite(self._site(instruction), offset)
+                if instruction.size >= _JUMP:
+                    return  # nothing is better
             behind = line
 
+    @cached_property
     def _targets(self) -> frozenset[int]:
         return frozenset(
             target
             for line in self.lines
             if line.mnemonic != "call" and (target := line.branch_target()) is not None
         )
+
+    @cached_property
+    def _behind(self) -> bytes:
+        return self.code.behind()
 
     def _instruction(self, line: Line) -> Instruction:
         at = line.address - self.code.address
@@ -158,13 +180,13 @@ class GoFunction:
 
     def _site(self, instruction: Instruction) -> EntrySite:
         at = instruction.address - self.code.address
-        more = (self.body + self.code.behind())[at : at + instruction.size + _JUMP_MORE]
+        more = (self.body + self._behind)[at : at + instruction.size + _JUMP_MORE]
         return EntrySite(instruction, more)
 
 
 def _longest_first(sites: Sequence[GoSite]) -> list[GoSite]:
     # Five bytes hold any jump; shorter ones need memory at the right place.
-    return sorted(sites, key=lambda one: one.site.size < 5)
+    return sorted(sites, key=lambda one: one.site.size < _JUMP)
 
 
 # cmp 0x10(%r14),%rsp; jbe   or, for large frames,   lea -N(%rsp),%r12; cmp; jbe   or, for

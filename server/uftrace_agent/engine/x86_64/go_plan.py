@@ -18,8 +18,8 @@ from uftrace_agent.runtime.layout import KIND_ENTRY, KIND_ENTRY_ONLY, KIND_EXIT,
 
 _LANDING_BYTES: Final = 5
 _NO_CHECK: Final = (
-    "entry only: without a check of the stack it may be assembly, and the register of the "
-    "goroutine may hold anything"
+    "entry only: it has no check of the stack and is not known to be compiled, so that the "
+    "register of the goroutine may hold anything"
 )
 
 Place = Callable[
@@ -45,29 +45,49 @@ def plan_go(
     if function is None:
         reasons.append(_NO_CHECK)
         return None
-    exits: list[SitePlan] = []
-    detail = ""
-    has_exit = not request.entry_only
-    if has_exit:
-        try:
-            for sites in function.exits():
-                exits.append(_first(request, layout, place, sites, KIND_EXIT))
-        except (NoExitsError, RefusedError) as error:
-            _undo(layout, exits)
-            exits, has_exit = [], False
-            detail = f"entry only: {error}"
-    kind = KIND_ENTRY if has_exit else KIND_ENTRY_ONLY
+    failures: list[str] = []
+    if not request.entry_only:
+        for one in function.entries():
+            plan = _with_exits(request, layout, place, function, one, failures)
+            if plan is not None:
+                return plan
     try:
-        entry = _first(request, layout, place, function.entries(), kind)
+        entry = _first(request, layout, place, function.entries(), KIND_ENTRY_ONLY)
     except RefusedError as error:
-        _undo(layout, exits)
         reasons.append(error.detail)
         return None
     return replace(
         entry,
-        has_exit=has_exit,
-        exit_refusal=None if has_exit or request.entry_only else Refusal.MOVING_STACKS,
-        detail=detail or (f"{len(exits)} of its returns" if has_exit else entry.detail),
+        has_exit=False,
+        exit_refusal=None if request.entry_only else Refusal.MOVING_STACKS,
+        detail=f"entry only: {failures[0]}" if failures else entry.detail,
+    )
+
+
+# An entry, and all exits behind it; None where some exit has no place there.
+def _with_exits(
+    request: SiteRequest,
+    layout: CodeLayout,
+    place: Place,
+    function: GoFunction,
+    one: GoSite,
+    failures: list[str],
+) -> SitePlan | None:
+    done: list[SitePlan] = []
+    try:
+        done.append(_first(request, layout, place, [one], KIND_ENTRY))
+        for sites in function.exits(one.site.address):
+            done.append(_first(request, layout, place, sites, KIND_EXIT))
+    except (NoExitsError, RefusedError) as error:
+        _undo(layout, done)
+        failures.append(str(error))
+        return None
+    entry, *exits = done
+    return replace(
+        entry,
+        has_exit=True,
+        exit_refusal=None,
+        detail=f"exits at {len(exits)} places",
         others=tuple(replace(site, role=Role.EXIT, has_exit=True) for site in exits),
     )
 
@@ -77,14 +97,14 @@ def _first(
 ) -> SitePlan:
     word = id_word(request.function_id, kind)
     reasons: list[str] = []
-    refusal = Refusal.UNDECODABLE
+    refusal = Refusal.OVERLAPS_NEIGHBOUR
     for one in sites:
         try:
             return place(request, layout, one.site, reasons, _stub(one, word))
         except RefusedError as error:
             refusal = error.refusal
             reasons.append(error.detail)
-    raise RefusedError(refusal, "; ".join(reasons))
+    raise RefusedError(refusal, "; ".join(reasons) or "every round of a loop passes there")
 
 
 def _stub(one: GoSite, word: int) -> Callable[[CodeRegion, int], bytes]:

@@ -65,9 +65,12 @@ uf_unwind_fde:
 	leaq	S_OFF+8(%rsp), \dst
 	.elseif \how == 3		/* the stub has put the address there */
 	movq	48(%rsp), \dst
-	.elseif \how == 4		/* the same, on the stack of the goroutine whose g is r14 */
-	movq	48(%rsp), \dst
+	.elseif \how == 4		/* the same, on the stack of the goroutine whose g is r14: */
+	movq	48(%rsp), \dst		/* none in signal handlers of threads that are not Go's */
+	testq	%r14, %r14
+	je	44f
 	subq	UF_G_STACK_HI(%r14), \dst
+44:
 	.else				/* called by `call mcount` after push rbp; mov rsp,rbp */
 	leaq	8(%rbp), \dst
 	.endif
@@ -237,10 +240,13 @@ uf_unwind_fde:
 	testq	%rdi, %rdi
 	je	41f
 	.if \how == 4
+	testq	%r14, %r14
+	je	45f
 	WRITE_STRAND
-	.else
-	WRITE_RECORD
+	jmp	91f
+45:
 	.endif
+	WRITE_RECORD
 	.if \paired
 91:	RESTORE_ENTRY
 	ret
