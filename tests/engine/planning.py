@@ -81,6 +81,9 @@ class Case:
         exit_refusal: Refusal | None = None,
         entry_only: bool = False,
         allow_multi: bool = False,
+        is_go: bool = False,
+        is_go_compiled: bool = False,
+        behind: bytes = b"",
     ) -> SitePlan:
         """Plan one function, and check what must hold of any plan.
 
@@ -97,6 +100,9 @@ class Case:
             next_entry,
             sleds=sleds,
             body=lambda: body,
+            behind=lambda: behind,
+            is_go=is_go,
+            is_go_compiled=is_go_compiled,
         )
         module = ModuleSpan(TEXT, TEXT + TEXT_BYTES)
         request = SiteRequest(

@@ -330,3 +330,78 @@ def test_losses_of_very_many_threads_are_all_counted(rings: Rings, reader: RingR
     assert len(by_thread) == 1025
     assert sum(by_thread.values()) == reader.lost_total() == 1099
     assert by_thread[0] == 1099 - 1024
+
+
+# -- records of goroutines --------------------------------------------------------
+
+STRAND = define("KIND_STRAND")
+
+
+def _strand_word(name: int) -> int:
+    return id_word(0, STRAND) | name << KEY
+
+
+def _words(drained: Drained, tid: int) -> list[int]:
+    data = b"".join(drained.threads[tid])
+    return [word for _, word in struct.iter_unpack("<QQ", data)]
+
+
+def _write_strand(rings: Rings, ring: int, ticks: int, name: int) -> None:
+    rings.commit(ring, rings.reserve(ring), ticks, _strand_word(name))
+    rings.record(ring, ticks)
+
+
+def test_only_changes_of_the_goroutine_are_passed_on(rings: Rings) -> None:
+    reader = rings.reader()
+    rings.own(1, 7)
+    rings.announce(1, 7)
+    for ticks, name in enumerate((5, 5, 5, 6, 6), 1):
+        _write_strand(rings, 1, ticks, name)
+    rings.record(1, 6)
+    entry = id_word(1, KIND_ENTRY) | 9 << KEY
+    drained = reader.drain()
+    assert _words(drained, 7) == [
+        *(_strand_word(5), entry, entry, entry),
+        *(_strand_word(6), entry, entry),
+        *(_strand_word(0), entry),
+    ]
+    assert drained.count == reader.taken_ever == 9
+
+
+def test_a_run_of_records_ends_outside_of_any_goroutine(rings: Rings) -> None:
+    """So that runs can be put together, and each says itself whose records it has."""
+    reader = rings.reader()
+    rings.own(1, 7)
+    rings.announce(1, 7)
+    entry = id_word(1, KIND_ENTRY) | 9 << KEY
+    for _ in range(2):
+        _write_strand(rings, 1, 1, 5)
+        assert _words(reader.drain(), 7) == [_strand_word(5), entry, _strand_word(0)]
+
+
+def test_half_a_pair_is_left_where_it_is(rings: Rings) -> None:
+    reader = rings.reader()
+    rings.own(1, 7)
+    rings.announce(1, 7)
+    rings.commit(1, rings.reserve(1), 1, _strand_word(5))
+    position = rings.reserve(1)
+    assert reader.drain().count == 0
+    rings.commit(1, position, 1, id_word(1, KIND_ENTRY) | 9 << KEY)
+    assert reader.drain().count == 3
+
+
+def test_goroutines_fill_a_small_buffer_and_go_on(rings: Rings) -> None:
+    reader = rings.reader(5 * RECORD_BYTES)
+    rings.own(1, 7)
+    rings.announce(1, 7)
+    entry = id_word(1, KIND_ENTRY) | 9 << KEY
+    for _ in range(7):
+        _write_strand(rings, 1, 1, 5)
+    words: list[int] = []
+    more = True
+    while more:
+        drained = reader.drain()
+        words += _words(drained, 7)
+        more = drained.more
+    assert words.count(entry) == 7
+    assert words[-1] == _strand_word(0)

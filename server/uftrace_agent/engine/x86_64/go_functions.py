@@ -39,6 +39,8 @@ _JUMP: Final = 5
 _JUMP_MORE: Final = 4
 # stackguard0 and, for code that runs on system stacks, stackguard1.
 _GUARDS: Final = (0x10, 0x18)
+# How the names of ret, iret, bnd, jumps and loops begin.
+_WAYS_OUT: Final = "ribjl"
 _BELOW_OR_EQUAL: Final = "jbe"
 _BELOW: Final = "jb"
 _DIVISIONS: Final = (x86.X86_INS_DIV, x86.X86_INS_IDIV)
@@ -119,6 +121,8 @@ class GoFunction:
         has_table = any(_is_indirect_jump(line) for line in self.lines)
         found: list[list[GoSite]] = []
         for index, line in enumerate(self.lines):
+            if line.mnemonic[0] not in _WAYS_OUT:
+                continue
             target = line.branch_target()
             leaves = target is not None and not start <= target < end
             if line.mnemonic == "ret" and not line.operands:
@@ -153,11 +157,12 @@ class GoFunction:
             # Jump tables lead to where the compiler's blocks begin: never into an epilogue.
             if change is None or (has_table and not _is_epilogue(instruction)):
                 return
+            if not _cannot_fault(instruction):
+                return
             offset += change
-            if _cannot_fault(instruction):
-                yield GoSite(self._site(instruction), offset)
-                if instruction.size >= _JUMP:
-                    return  # nothing is better
+            yield GoSite(self._site(instruction), offset)
+            if instruction.size >= _JUMP:
+                return  # nothing is better
             behind = line
 
     @cached_property
@@ -165,7 +170,7 @@ class GoFunction:
         return frozenset(
             target
             for line in self.lines
-            if line.mnemonic != "call" and (target := line.branch_target()) is not None
+            if line.mnemonic[0] in "jl" and (target := line.branch_target()) is not None
         )
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import Final
 
 from uftrace_agent.engine.architecture import SiteRequest
 from uftrace_agent.engine.layout import CodeLayout, CodeRegion
-from uftrace_agent.engine.model import Refusal, RefusedError
+from uftrace_agent.engine.model import Refusal, RefusedError, Writer
 from uftrace_agent.engine.site import Role, SitePlan
 from uftrace_agent.engine.x86_64 import stub as stubs
 from uftrace_agent.engine.x86_64.entry_sites import EntrySite
@@ -82,6 +82,9 @@ def _with_exits(
         _undo(layout, done)
         failures.append(str(error))
         return None
+    if any(site.writer is not Writer.BYTE for site in done):
+        # All at once: an entry that came first would be missed its exit.
+        done = [replace(site, writer=Writer.STOP) for site in done]
     entry, *exits = done
     return replace(
         entry,
