@@ -105,11 +105,5 @@ def test_other_reasons(function: FunctionTraits, process: ProcessTraits, wanted:
 
 
 def test_what_nothing_can_be_done_about_is_named_first() -> None:
-    everything = FunctionTraits(("vfork",), "libc.so.6", True, True, False)
-    assert exit_refusal(everything, ProcessTraits(True, True)) is Refusal.SHADOW_STACK
-
-
-def test_h42_what_else_stands_against_go_does_not_matter() -> None:
-    """No return of it is hijacked anyway; its exits come from its returns."""
     everything = FunctionTraits(("vfork",), "libc.so.6", True, True, True)
-    assert exit_refusal(everything, ProcessTraits(True, True)) is Refusal.MOVING_STACKS
+    assert exit_refusal(everything, ProcessTraits(True, True)) is Refusal.SHADOW_STACK
