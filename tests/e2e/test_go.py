@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from tests.support import programs
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged
+from tests.support.waiting import wait_until
 from tests.targets.build import build
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.enums import EndReason, PatchStatus, PatchWriter, RefusalReason
@@ -178,6 +180,23 @@ def test_h42_exits_come_and_go_while_goroutines_run(client: SyncAgentClient) -> 
         assert sum(len(rows) for rows in trace.calls.values()) > 0
         assert_text_unchanged(target.pid)
         target.quit()
+
+
+def test_h42_a_server_under_load_makes_no_mistake(client: SyncAgentClient) -> None:
+    """net/http, all functions of it, entries and exits: every reply is checked."""
+    with programs.golang() as program, program.load() as load:
+        session_id = client.attach(ProcessRef(program.pid), recording=RINGS).session.session_id
+        batches = _Batches(client, session_id)
+        result = client.patch(session_id, ["*"])
+        enabled = [each for each in result.results if each.status is PatchStatus.ENABLED]
+        with_exits = [each for each in enabled if each.exit_refusal is RefusalReason.NONE]
+        assert len(with_exits) > 0.8 * len(enabled) > 1000
+        wait_until(lambda: batches.batches[-1].records_total > 1_000_000, timeout=60.0)
+        report = client.detach(session_id)
+        assert report.conflicting_sites == 0
+        done = load.finish()
+        assert done.errors == 0, done
+        assert_text_unchanged(program.pid)
 
 
 def test_h42_assembly_stays_entry_only(client: SyncAgentClient) -> None:

@@ -90,7 +90,7 @@ def _with_exits(
         entry,
         has_exit=True,
         exit_refusal=None,
-        detail=f"exits at {len(exits)} places",
+        detail=f"1 entry, {len(exits)} exit",
         others=tuple(replace(site, role=Role.EXIT, has_exit=True) for site in exits),
     )
 
