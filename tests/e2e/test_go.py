@@ -62,9 +62,14 @@ class _Batches:
             self.batches.append(batch)
             self._first.set()
 
-    def trace(self) -> Trace:
+    def finish(self) -> None:
+        """Reads the stream to its end."""
         self._thread.join(60)
         assert self.batches[-1].end is EndReason.DETACHED
+
+    def trace(self) -> Trace:
+        """What was recorded, once the session has ended."""
+        self.finish()
         trace = Trace()
         for batch in self.batches:
             trace.summary.add(batch)
@@ -194,6 +199,7 @@ def test_h42_a_server_under_load_makes_no_mistake(client: SyncAgentClient) -> No
         wait_until(lambda: batches.batches[-1].records_total > 1_000_000, timeout=60.0)
         report = client.detach(session_id)
         assert report.conflicting_sites == 0
+        batches.finish()
         done = load.finish()
         assert done.errors == 0, done
         assert_text_unchanged(program.pid)

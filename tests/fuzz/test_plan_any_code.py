@@ -73,12 +73,18 @@ def test_any_function_is_refused_or_gets_a_sound_plan(seed: int) -> None:
         for _ in range(20):
             start = rng.randrange(len(module))
             gap = Gap(SITE + rng.randrange(len(module)), b"\x90" * rng.randrange(12), b"\xc3")
+            size = rng.choice((0, 1, 2, 5, 40))
+            is_go = rng.random() < 0.3
             try:
                 # `plan` checks the promises of every plan.
                 plan = case.plan(
                     module[start:],
                     address=SITE + start,
-                    size=rng.choice((0, 1, 2, 5, 40)),
+                    size=size,
+                    body=module[start : start + size],
+                    behind=module[start + size : start + size + 8],
+                    is_go=is_go,
+                    is_go_compiled=is_go,
                     writer=rng.choice((Writer.AUTO, Writer.BYTE, Writer.STOP)),
                     frugal=rng.random() < 0.5,
                     has_exit=rng.random() < 0.5,
@@ -94,9 +100,11 @@ def test_any_function_is_refused_or_gets_a_sound_plan(seed: int) -> None:
             # No plan changes what another relies on.
             for patch in plan.patches():
                 for address in patch.changed():
-                    assert address not in taken or patch is plan.tail, hex(address)
-            for address in range(plan.head.address, plan.head.end):
-                taken[address] = plan.function
+                    tails = [site.tail for site in plan.sites()]
+                    assert address not in taken or patch in tails, hex(address)
+            for site in plan.sites():
+                for address in range(site.head.address, site.head.end):
+                    taken[address] = plan.function
     assert outcomes["PUN"] and outcomes["NEAR"] and outcomes["OVERLAPS_NEIGHBOUR"], outcomes
 
 
