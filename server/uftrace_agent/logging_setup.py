@@ -47,6 +47,7 @@ def set_up_logging(log_format: LogFormat, level: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
         )
     )
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_departure)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -60,3 +61,8 @@ def set_up_logging(log_format: LogFormat, level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+# A client that leaves in the middle of a stream is no error, though gRPC says so.
+def _is_no_departure(record: logging.LogRecord) -> bool:
+    return "ExecuteBatchError raised in core" not in record.getMessage()
