@@ -14,6 +14,7 @@ from tests.support.text_compare import assert_text_unchanged
 from tests.support.waiting import wait_until
 from tests.targets.build import build
 from uftrace_remote import SyncAgentClient
+from uftrace_remote.credentials import CredentialOptions
 from uftrace_remote.values import PatchOptions, ProcessRef
 
 SESSIONS = 4
@@ -93,10 +94,14 @@ def test_h86_agents_that_come_and_go_add_nothing(tmp_path: Path, program: str) -
 def test_h86_code_that_serves_others_now_is_not_gone_back_to(tmp_path: Path) -> None:
     """What a module that was unloaded had is given to others; after a crash the next agent
     must not lead the module's functions there, when it has come again."""
+    state, address = tmp_path / "state", f"unix:{tmp_path / 'agent.sock'}"
     with TargetProcess(build("dlopen", "gcc-O2")) as target:
-        with running_agent(tmp_path / "state") as agent, agent.client() as client:
+        target.command("load")
+        with running_agent(state, "--listen", address) as agent, agent.client() as client:
+            options = CredentialOptions(state_directory=state)
+            lasting = SyncAgentClient.connect(address, options, timeout=30.0)
             session_id = client.attach(ProcessRef(target.pid)).session.session_id
-            target.command("load")
+            recorder = Recorder(lasting, session_id)
             first = patch(client, session_id, ["plugin*!plugin_*"])
             target.wait_iterations(2)
             target.command("unload")
@@ -105,13 +110,13 @@ def test_h86_code_that_serves_others_now_is_not_gone_back_to(tmp_path: Path) -> 
             target.command("load")
             target.wait_iterations(2)
             agent.kill()
-        with running_agent(tmp_path / "state") as agent, agent.client() as client:
-            recorder = Recorder(client, session_id)
+        with running_agent(state, "--listen", address) as agent, agent.client() as client:
             again = patch(client, session_id, ["plugin*!plugin_*"])
             assert again.enabled_count == first.enabled_count
             target.wait_iterations(5)
             client.detach(session_id)
             seen = recorder.finish()
+            lasting.close()
             assert seen.entries("plugin_work") > 0
             assert seen.entries("plugin_leaf") > 0
         assert_text_unchanged(target.pid)
