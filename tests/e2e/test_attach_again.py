@@ -113,6 +113,8 @@ def test_h86_code_that_serves_others_now_is_not_gone_back_to(tmp_path: Path) -> 
         with running_agent(state, "--listen", address) as agent, agent.client() as client:
             again = patch(client, session_id, ["plugin*!plugin_*"])
             assert again.enabled_count == first.enabled_count
+            got = recorder.recording.records
+            wait_until(lambda: recorder.recording.records > got)
             target.wait_iterations(5)
             client.detach(session_id)
             seen = recorder.finish()
