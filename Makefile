@@ -45,8 +45,9 @@ bench: setup ## Measure the figures of docs/benchmarks.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bench/run
 
 .PHONY: torture
-torture: setup ## Toggle tracepoints of every form a million times (TORTURE_ARGS="--forms pun"), then attach 100,000 times (CHURN_ARGS="--cycles 1000")
+torture: setup ## Toggle every form a million times, kill the agent at each step, attach 100,000 times (TORTURE_ARGS, KILL_ARGS, CHURN_ARGS)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.torture.run $(TORTURE_ARGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.torture.kill_matrix $(KILL_ARGS)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.torture.churn $(CHURN_ARGS)
 
 .PHONY: prove
