@@ -47,11 +47,14 @@ class Case:
     Attributes:
         more: Traced too, in the end, with what its main file has.
         least: Functions that can be patched at least.
+        unpatch_first: For each death in the middle of a change, which change is begun with;
+            once is enough where there are 60,000 functions.
     """
 
     start: Callable[[], AbstractContextManager[Program]]
     more: tuple[str, ...] = ("libc.so.6!*",)
     least: int = 300
+    unpatch_first: tuple[bool, ...] = (True, False)
 
     @property
     def name(self) -> str:
@@ -65,9 +68,9 @@ CASES = [
     Case(programs.memcached, ("*!*",)),
     Case(programs.python3),
     Case(programs.cpython),
-    Case(programs.node),
+    Case(programs.node, unpatch_first=(True,)),
     Case(programs.golang),
-    Case(programs.java),
+    Case(programs.java, unpatch_first=(True,)),
     Case(self_checking("fibers", "gcc-O2"), least=5),
     Case(self_checking("rusty", "rust-O3"), least=5),
     Case(self_checking("threads_churn", "gcc-O2"), least=5),
@@ -183,7 +186,7 @@ def own_descriptors(pid: int) -> Counter[str]:
             link = os.readlink(f"/proc/{pid}/fd/{name}")
         except FileNotFoundError:
             continue
-        if link.startswith(("/memfd:", "/proc/", "anon_inode:")):
+        if link.startswith(("/memfd:", "/proc/")):
             kinds[link] += 1
     return kinds
 
@@ -227,7 +230,7 @@ def test_h86_no_request_fails_while_agents_come_and_go(tmp_path: Path, case: Cas
             agent.kill()
         assert_left_alone(traced)
         assert text_differences(traced.pids[0])
-        for unpatch_first in (True, False):
+        for unpatch_first in case.unpatch_first:
             with agent_with_client(state, address) as (agent, client):
                 # THEN the next one goes on
                 traced.assert_adopted(client)
