@@ -20,7 +20,7 @@ from uftrace_agent.engine.model import Form, Refusal, Status, Writer
 from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.engine.program import ProgramFunction
 from uftrace_agent.engine.report import EngineOptions, EngineReport, SiteOutcome
-from uftrace_agent.engine.site import SitePlan
+from uftrace_agent.engine.site import Role, SitePlan
 from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.errors import BusyTargetError
 from uftrace_agent.process.identity import ProcessId, resolve
@@ -125,6 +125,11 @@ class Toggler:
         self.forms: dict[str, Counter[str]] = {}
         self.history: deque[str] = deque(maxlen=_REMEMBERED)
         self._looked = time.monotonic()
+        # What the round before has patched is gone on with, by the ids of before.
+        for tracepoint in attachment.engine.tracepoints.values():
+            sites = tracepoint.plan.sites()
+            by_thunks = all(site.role is not Role.EXIT for site in sites)
+            check.allow([site.record_id for site in sites], paired=by_thunks)
 
     # -- planning ----------------------------------------------------------
 
