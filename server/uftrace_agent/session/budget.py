@@ -147,8 +147,12 @@ class Budget:
             self._own[function_id] = own
         else:
             self._own.pop(function_id, None)
-        self._shares[function_id] = own.cpu is None
-        self._weigh()
+        counts = own.cpu is None
+        is_new = bool(self._shares[function_id]) != counts
+        self._shares[function_id] = counts
+        # Not for each of 100,000 functions that are not watched yet.
+        if is_new and self._cost[function_id]:
+            self._weigh()
 
     def watch(self, function_id: int, *, has_exit: bool) -> None:
         """Begin to look at a function; what it did before does not count."""
