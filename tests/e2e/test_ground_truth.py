@@ -104,6 +104,41 @@ def test_threads_beyond_the_rings_share_one(client: SyncAgentClient) -> None:
         target.quit()
 
 
+def test_h95_rings_that_change_hands_all_the_time_lose_nothing_uncounted(
+    client: SyncAgentClient,
+) -> None:
+    """Thousands of short threads, five rings of their own: each record is of the thread
+    that wrote it, or is counted as lost."""
+    with TargetProcess(build("threads_churn", "gcc-O2")) as target:
+        before = target.pause()
+        rings = RecordingOptions(ring_bytes=1 << 20, ring_count=6)
+        with recording(client, target.pid, rings, keep=True) as (session_id, recorder):
+            patch(client, session_id, ["short_life", "short_recursion"])
+            target.resume()
+            target.wait_iterations(3000)
+            after = target.pause()
+            client.detach(session_id)
+        seen = recorder.finish()
+        lives = after["calls_short_life"] - before["calls_short_life"]
+        calls = after["calls_short_recursion"] - before["calls_short_recursion"]
+        assert calls == 11 * lives > 10_000
+        # Who ends by pthread_exit leaves no exit of its own.
+        entries = sum(seen.entries(name) for name in ("short_life", "short_recursion"))
+        assert entries + seen.lost_total >= calls + lives
+        assert seen.lost_total or entries == calls + lives
+        for parts in seen.by_thread.values():
+            words = np.frombuffer(b"".join(parts), "<u8")[1::2]
+            recursion = [
+                name == "short_recursion"
+                for name in (seen.names[word >> 4 & 0xFFFFFF] for word in words.tolist())
+            ]
+            entered = (words >> np.uint64(1) & np.uint64(7)) == KIND_ENTRY
+            depth = np.cumsum(np.where(recursion, np.where(entered, 1, -1), 0))
+            assert seen.lost_total or ((depth >= 0) & (depth <= 11)).all()
+        target.resume()
+        target.quit()
+
+
 def test_nesting_and_order_are_those_of_the_program(client: SyncAgentClient) -> None:
     """chain_a calls chain_b calls chain_c: ticks rise, and frames nest by stack pointer."""
     with TargetProcess(build("busy8", "gcc-O2")) as target:

@@ -153,6 +153,7 @@ PROGRAMS: dict[str, Program] = {
     "blocked": Program(("blocked.c",), NO_SIGPROF),
     "forker": Program(("forker.c",)),
     "threads_churn": Program(("threads_churn.c",)),
+    "generations": Program(("generations.c",), ("gcc-O2",)),
     "dlopen": Program(
         ("dlopen.c",),
         tuple(name for name in DYNAMIC if name != "fentry-nop"),  # -mnop-mcount is not for PIC

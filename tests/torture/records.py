@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ from uftrace_agent.runtime.layout import (
     KIND_EXIT,
     KIND_SHIFT,
     KIND_TAIL_ENTRY,
-    RING_HEADER_BYTES,
     define,
 )
 
@@ -150,7 +149,6 @@ class Draining:
         self._pid = pid
         self._check = check
         self._file = annex.ring_fd
-        self._ring_count = options.ring_count
         self._shared = bytes(8)
         self._rings = RingReader(
             annex.ring_fd, options.data_offset, options.ring_bytes, options.ring_count, _BUFFER
@@ -185,9 +183,8 @@ class Draining:
             self._failure = error
 
     def _take(self, look: bool) -> None:
-        # Who had a ring before and is no thread any more has written all its records
-        # by now: the drain takes them all.
-        gone = self._owners() - self._living()
+        # Who has ended has written all its records by now: the drain takes them all.
+        gone = self._rings.owners() - self._living()
         drained = self._rings.drain()
         self.records += drained.count
         self.lost = self._rings.lost_total()
@@ -203,31 +200,12 @@ class Draining:
         else:
             self._check.skip(drained.threads)
         if not drained.more:
-            self._rings.retire(_AllBut(gone))
+            gone -= self._living()
+            self._rings.retire(gone)
             self._check.forget(gone)
-
-    def _owners(self) -> set[int]:
-        size = self._ring_count * RING_HEADER_BYTES
-        words = np.frombuffer(os.pread(self._file, size, 0), "<u8")
-        owners = words[define("RING_OWNER") // 8 :: RING_HEADER_BYTES // 8]
-        return set((owners & np.uint64(0xFFFF_FFFF)).tolist())
 
     def _living(self) -> frozenset[int]:
         try:
             return frozenset(thread_ids(self._pid))
         except TargetGoneError:
             return frozenset()
-
-
-class _AllBut(Collection[int]):
-    def __init__(self, these: set[int]) -> None:
-        self._these = these
-
-    def __contains__(self, tid: object) -> bool:
-        return tid not in self._these
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0

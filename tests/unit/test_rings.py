@@ -243,19 +243,35 @@ def test_a_ring_changes_hands(rings: Rings, reader: RingReader) -> None:
     rings.record(1, 1)
     assert ticks(reader.drain()) == {100: [1]}
     # WHEN its thread has ended
-    reader.retire({200})
+    assert reader.owners() == {100}
+    reader.retire({100})
+    assert reader.owners() == set()
     assert rings.word(1, "OWNER") == 100 | RETIRED << 32
     # THEN the next thread goes on in it
     rings.own(1, 200)
     rings.announce(1, 200)
     rings.record(1, 2)
     assert ticks(reader.drain()) == {200: [2]}
-    reader.retire({200})
+    reader.retire({100})
     assert rings.word(1, "OWNER") == 200 | USED << 32
 
 
+def test_a_ring_with_a_record_behind_an_unfinished_one_is_kept(
+    rings: Rings, reader: RingReader
+) -> None:
+    # GIVEN a thread that ended after a probe that never finished its record
+    rings.own(1, 100)
+    rings.announce(1, 100)
+    rings.reserve(1)
+    rings.record(1, 2)
+    assert not reader.drain().count
+    # THEN nobody gets its ring, and reads what is left there as its own
+    reader.retire({100})
+    assert rings.word(1, "OWNER") == 100 | USED << 32
+
+
 def test_a_ring_without_an_owner_is_not_retired(rings: Rings, reader: RingReader) -> None:
-    reader.retire(set())
+    reader.retire({0})
     assert [rings.word(ring, "OWNER") for ring in range(RINGS)] == [0] * RINGS
 
 
@@ -311,7 +327,7 @@ def test_what_a_thread_lost_stays_its_own_when_another_gets_its_ring(
     # GIVEN a thread that lost records, and ended
     rings.own(1, 100)
     rings.lose(1, 5)
-    reader.retire({200})
+    reader.retire({100})
     # WHEN another one has its ring, and loses some too
     rings.own(1, 200)
     assert reader.lost() == (0, {100: 5})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
 from uftrace_agent.errors import TargetGoneError
+from uftrace_agent.runtime.host_library import library
 
 
 class Suitability(IntEnum):
@@ -53,18 +56,27 @@ _WAITS = frozenset({61, 247, 34})
 _FUTEX = 202
 _READ = 0
 _WITHOUT_TIMEOUT = ("pipe:", "/dev/")
+_USUAL_THREADS = 1024
 
 
 def thread_ids(pid: int) -> list[int]:
-    """The thread ids, by rising number.
+    """The ids of all threads that live meanwhile, by rising number.
+
+    Some of those that begin or end meanwhile may be among them. No listing of
+    /proc/PID/task is enough for this (H95).
 
     Raises:
         TargetGoneError: The process is gone.
     """
-    try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise TargetGoneError(f"process {pid} is gone") from error
+    room = _USUAL_THREADS
+    while True:
+        tids = (ctypes.c_int32 * room)()
+        count = library().uh_list_threads(pid, tids, room)
+        if count > 0:
+            return tids[:count]
+        if count != -errno.E2BIG:
+            raise TargetGoneError(f"process {pid} is gone")
+        room *= 4
 
 
 def proc_directory(pid: int) -> str:

@@ -215,16 +215,29 @@ class RingReader:
         losses: npt.NDArray[np.uint64] = self._headers[:, _LOST] + self._headers[:, _HOLES]
         return losses
 
-    def retire(self, living: Collection[int]) -> None:
-        """Offer the rings of threads that have ended to new threads.
+    def owners(self) -> set[int]:
+        """The threads that have a ring of their own."""
+        return {tid for _, tid in self._in_use()}
 
-        Call it right after a drain that left nothing.
+    def _in_use(self) -> list[tuple[int, int]]:
+        owners = self._headers[:, _OWNER].tolist()
+        return [
+            (index, owner & 0xFFFF_FFFF)
+            for index, owner in enumerate(owners)
+            if index and owner >> 32 == _USED
+        ]
+
+    def retire(self, ended: Collection[int]) -> None:
+        """Offer the rings of these threads to new threads.
+
+        What is not drained by now would be taken for records of the next owner: so the
+        threads must have ended before the last drain began, and it must have left
+        nothing. A ring in which records wait behind one that was never finished is kept.
         """
         with self._attributing:
             self._attribute()
-        for index, owner in enumerate(self._headers[:, _OWNER].tolist()):
-            tid, state = owner & 0xFFFF_FFFF, owner >> 32
-            if index and state == _USED and tid not in living:
+        for index, tid in self._in_use():
+            if tid in ended and not self._hole_since[index]:
                 library().uh_retire_ring(self._base, index, tid)
 
     def close(self) -> None:

@@ -285,6 +285,7 @@ def library() -> ctypes.CDLL:
     loaded.uh_drain_rings.argtypes = [ctypes.POINTER(CDrain)]
     loaded.uh_count_rings.argtypes = [ctypes.POINTER(CDrain)]
     loaded.uh_retire_ring.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int32]
+    loaded.uh_list_threads.argtypes = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32]
     loaded.uh_anchor.argtypes = [ctypes.POINTER(CAnchor)]
     return loaded
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -110,6 +111,8 @@ class Drainer:
         # By the process's own numbers of its threads, as in the rings.
         self._names: dict[int, str] = {}
         self._numbers = ThreadNumbers(pid)
+        # Of the threads that have rings, those that had ended when last looked at.
+        self._ended: set[int] = set()
         self._wakeups: dict[int, asyncio.Event] = {}
         self._baseline: dict[int, dict[tuple[int, int], int]] = {}
         self._listening = threading.Event()
@@ -246,8 +249,18 @@ class Drainer:
                     last_sent = now
             self._throttling.look(now)
             if not drained.more:
+                self._retire()
                 self._housekeeping(now)
                 self._stopping.wait(_POLL_S)
+
+    # Who was found to have ended has written nothing since, and all is drained. A new
+    # thread may have its number by now, and its ring.
+    def _retire(self) -> None:
+        if not self._ended:
+            return
+        with suppress(TargetGoneError):
+            self._rings.retire(self._ended - self._numbers.living())
+        self._ended.clear()
 
     def _housekeeping(self, now: int) -> None:
         if now - self._last_look < _LOOK_AFTER_NS:
@@ -258,8 +271,7 @@ class Drainer:
             living = self._numbers.living()
         except TargetGoneError:
             return
-        if self._listening.is_set():
-            self._rings.retire(living)
+        self._ended = self._rings.owners() - living if self._listening.is_set() else set()
         self._names = {tid: name for tid, name in self._names.items() if tid in living}
 
     def _send(self, watermark: int, end: int = 0, detail: str = "") -> None:

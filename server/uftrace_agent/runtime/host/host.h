@@ -71,7 +71,7 @@ struct uh_stop {
 	/* Set return addresses that are thunks back to the real ones: */
 	uint64_t thunks; /* 0: do not */
 	uint64_t thunk_span;
-	const uint64_t *slots; /* a copy of the table, 2 words a slot */
+	const uint64_t *slots; /* a copy of the table, UF_SLOT_BYTES a slot */
 	const struct uh_range *stacks; /* writable memory, by rising address */
 	uint32_t stack_count;
 	uint32_t watched_count;
@@ -124,6 +124,9 @@ struct uh_remote {
 	uint64_t pause_nanos; /* out */
 };
 
+/* A process with more is refused where all of them must be known. */
+#define UH_MAX_THREADS 16384
+
 uint64_t uh_now(void);
 void uh_hurry(int on);
 void uh_note_pause(struct uh_pause *pause, pid_t tid, uint64_t nanos);
@@ -138,6 +141,7 @@ struct uh_tracee {
 	uint64_t sp;
 };
 
+UH_API int uh_list_threads(int32_t pid, int32_t *tids, uint32_t capacity);
 int uh_run_as_tracer(int (*run)(void *), void *argument);
 int uh_seize(pid_t tid, unsigned long options);
 int uh_await_stop(pid_t tid, uint64_t deadline, int *signal);

@@ -3,7 +3,6 @@
 
 #include "../target/annex.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,9 +16,8 @@
 
 #include "arch_host.h"
 
-#define MAX_THREADS 16384
-
 static _Thread_local struct uh_tracee *tracees;
+static _Thread_local pid_t *tids;
 
 static int known(pid_t tid, uint32_t count)
 {
@@ -29,60 +27,50 @@ static int known(pid_t tid, uint32_t count)
 	return 0;
 }
 
+static int has_ended(pid_t pid, pid_t tid)
+{
+	char path[64], state = 'Z', status[256] = "";
+	FILE *file;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
+	file = fopen(path, "r");
+	if (file) {
+		if (fgets(status, sizeof status, file) && strrchr(status, ')'))
+			sscanf(strrchr(status, ')') + 1, " %c", &state);
+		fclose(file);
+	}
+	return state == 'Z' || state == 'X';
+}
+
 /* Seize every thread that is not seized yet; how many were added, or an error.
  * Threads that end meanwhile, and a leader that has ended (H64), are none. */
 static int seize_new(pid_t pid, uint32_t *count)
 {
-	char path[64];
-	struct dirent *entry;
-	DIR *tasks;
-	int added = 0, error = 0;
+	const int listed = uh_list_threads(pid, tids, UH_MAX_THREADS);
+	int added = 0;
 
-	snprintf(path, sizeof path, "/proc/%d/task", pid);
-	tasks = opendir(path);
-	if (!tasks)
-		return -ESRCH;
-	while (!error && (entry = readdir(tasks))) {
-		pid_t tid = atoi(entry->d_name);
+	for (int i = 0; i < listed; i++) {
+		const pid_t tid = tids[i];
+		int error;
 
-		if (tid <= 0 || known(tid, *count))
+		if (known(tid, *count))
 			continue;
-		if (*count == MAX_THREADS) {
-			error = -E2BIG;
-			break;
-		}
+		if (*count == UH_MAX_THREADS)
+			return -E2BIG;
 		/* TRACECLONE: threads made from now on begin stopped (H65). */
 		error = uh_seize(tid, PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE);
-		if (error == -ESRCH || error == -EPERM) {
-			char state = 'Z', status[256] = "";
-			FILE *file;
-
-			snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
-			file = fopen(path, "r");
-			if (file) {
-				if (fgets(status, sizeof status, file) && strrchr(status, ')'))
-					sscanf(strrchr(status, ')') + 1, " %c", &state);
-				fclose(file);
-			}
-			if (error == -ESRCH || state == 'Z' || state == 'X') {
-				error = 0;
-				continue;
-			}
-			/* A clone of one of ours that is traced already. */
-			if (!ptrace(PTRACE_INTERRUPT, tid, 0, 0))
-				error = 0;
-			else
-				break;
-		}
-		if (error)
-			break;
-		ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+		if (error == -ESRCH || (error == -EPERM && has_ended(pid, tid)))
+			continue;
+		/* A clone of one of ours is traced already. */
+		if (error && error != -EPERM)
+			return error;
+		if (ptrace(PTRACE_INTERRUPT, tid, 0, 0) && error)
+			return error;
 		memset(&tracees[*count], 0, sizeof tracees[0]);
 		tracees[(*count)++].tid = tid;
 		added++;
 	}
-	closedir(tasks);
-	return error ? error : added;
+	return listed < 0 ? listed : added;
 }
 
 static int freeze(pid_t pid, uint64_t deadline, uint32_t *count)
@@ -367,7 +355,8 @@ static int run(void *argument)
 	struct uh_stop *stop = argument;
 	int error = 0;
 
-	tracees = malloc(MAX_THREADS * sizeof *tracees);
+	tracees = malloc(UH_MAX_THREADS * sizeof *tracees + UH_MAX_THREADS * sizeof *tids);
+	tids = (pid_t *)(tracees + UH_MAX_THREADS);
 	if (!tracees)
 		return -ENOMEM;
 	uh_touch(stop->mem_fd, stop->sites, stop->site_count);

@@ -8,7 +8,6 @@
  */
 #include "host.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -247,30 +246,19 @@ static int is_in_call(const struct uh_trap *trap, pid_t tid)
 }
 
 /* Ask every thread that runs to stop; how many were asked, or an error. */
-static int interrupt_running(const struct uh_trap *trap)
+static int interrupt_running(const struct uh_trap *trap, pid_t *tids)
 {
-	char path[64];
-	struct dirent *entry;
-	DIR *tasks;
-	int asked = 0;
+	int asked = 0, listed;
 
-	snprintf(path, sizeof path, "/proc/%d/task", trap->pid);
-	tasks = opendir(path);
-	if (!tasks)
-		return -ESRCH;
-	while ((entry = readdir(tasks))) {
-		pid_t tid = atoi(entry->d_name);
-
-		if (tid <= 0 || is_in_call(trap, tid))
-			continue;
+	listed = uh_list_threads(trap->pid, tids, UH_MAX_THREADS);
+	for (int i = 0; i < listed; i++) {
 		/* Who cannot be seized is ending. */
-		if (uh_seize(tid, PTRACE_O_TRACESYSGOOD))
+		if (is_in_call(trap, tids[i]) || uh_seize(tids[i], PTRACE_O_TRACESYSGOOD))
 			continue;
-		ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+		ptrace(PTRACE_INTERRUPT, tids[i], 0, 0);
 		asked++;
 	}
-	closedir(tasks);
-	return asked;
+	return listed < 0 ? listed : asked;
 }
 
 /* Look at one thread that has stopped, and let it go on at once. At a stop, a trap that
@@ -299,16 +287,15 @@ static int look_at_stopped(struct uh_trap *trap, const siginfo_t *info)
 	return pending;
 }
 
-static int settle(void *argument)
+static int settle_with(struct uh_trap *trap, pid_t *tids)
 {
-	struct uh_trap *trap = argument;
 	const uint64_t deadline = uh_now() + trap->deadline_nanos;
 	int asked, again;
 
 	uh_hurry(1);
 	do {
 		again = 0;
-		asked = interrupt_running(trap);
+		asked = interrupt_running(trap, tids);
 		if (asked < 0)
 			return asked;
 		for (unsigned spins = 0; asked; spins++) {
@@ -335,6 +322,15 @@ static int settle(void *argument)
 		}
 	} while (again && uh_now() < deadline);
 	return again ? -ETIMEDOUT : 0;
+}
+
+static int settle(void *argument)
+{
+	pid_t *tids = malloc(UH_MAX_THREADS * sizeof *tids);
+	const int error = tids ? settle_with(argument, tids) : -ENOMEM;
+
+	free(tids);
+	return error;
 }
 
 /* Wait until no thread has met a trap without having been in the handler; only
