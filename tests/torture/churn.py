@@ -41,9 +41,10 @@ WARM_UP: Final = 400
 STREAM_EVERY: Final = 10
 RECONNECT_EVERY: Final = 50
 RINGS: Final = RecordingOptions(64 << 10, 8)
-# One function at a time, some, and all; and each writer.
-PATTERNS: Final = ("catch_*", "thrower", "middle_*", "*", "leaf", "cancelled_loop")
-WRITERS: Final = (PatchWriter.AUTO, PatchWriter.STOP, PatchWriter.AUTO)
+# Mostly one function at a time, sometimes more, and all where records are read.
+PATTERNS: Final = ("thrower", "middle_*", "leaf", "cancelled_loop", "thrower", "catch_*", "leaf")
+# In turn with the patterns, so that each meets each; `auto` is byte and trap.
+WRITERS: Final = (PatchWriter.AUTO, PatchWriter.AUTO, PatchWriter.AUTO, PatchWriter.STOP)
 # What may come and go: a thread that waits for work, a mapping that the allocator splits.
 LEEWAY_THREADS: Final = 4
 LEEWAY_MAPPINGS: Final = 24
