@@ -26,7 +26,7 @@ demo: setup ## Trace a sample server that runs, live, and leave it as it was
 
 .PHONY: test
 test: setup ## Run all tests (TESTS=tests/unit for some of them)
-	@$(BIN)/python -m pytest $(TESTS) -q $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(TESTS) -q --durations=15 $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: setup ## Check style, types and the API's proto files

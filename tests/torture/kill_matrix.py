@@ -85,7 +85,8 @@ KINDS = (
         writers=("byte",),
         leaves=False,
     ),
-    Kind("forker", "gcc-O2", ("*",), "fork and wait"),
+    # No traps for a program that forks (H62).
+    Kind("forker", "gcc-O2", ("*",), "fork and wait", writers=("auto", "byte", "stop")),
     Kind("threads_churn", "gcc-O2", ("*",), "are born and end"),
     Kind("kinds", "clang-pfe5", ("kind_*",), "call nops of five bytes", ("1",)),
     Kind("kinds", "xray-bare", ("kind_*",), "call XRay's sleds", ("1",)),

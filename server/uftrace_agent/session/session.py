@@ -213,7 +213,6 @@ class Session:
 
     async def set_limits(self, change: LimitChange, patterns: Sequence[str]) -> LimitsOutcome:
         """Change what the session may cost, or, with patterns, what these functions may."""
-
         count, raised = await self._run(lambda: self._tracepoints.set_limits(change, patterns))
         return LimitsOutcome(self.info(), count, raised)
 
