@@ -26,14 +26,46 @@ def choose_process(selector: ProcessSelector, processes: Sequence[Process]) -> P
         return (attachable or found)[0]
     if found:
         raise _ambiguous(selector, found)
+    raise _none(selector, processes)
+
+
+def choose_processes(
+    selector: ProcessSelector, processes: Sequence[Process]
+) -> tuple[Process, ...]:
+    """Picks every process that is meant, as a target of a fleet does.
+
+    Returns:
+        Those that can be attached to; where that is none of them, all that
+        fit, so that the agent says why not.
+
+    Raises:
+        NoSuchProcessError: None fits.
+    """
+    found = tuple(process for process in processes if _fits(selector, process))
+    if not found:
+        raise _none(selector, processes)
+    return tuple(process for process in found if process.attachable) or found
+
+
+def _none(selector: ProcessSelector, processes: Sequence[Process]) -> NoSuchProcessError:
     if selector.pid:
         hint = "list processes with: uftrace-remote ps"
         if selector.pid == DEFAULT_PORT:
             hint = f"{DEFAULT_PORT} is the agent's port: write HOST:{DEFAULT_PORT}:PID"
-        raise NoSuchProcessError(f"no process has the pid {selector.pid}", hint=hint)
+        return NoSuchProcessError(f"no process has the pid {selector.pid}", hint=hint)
+    if selector.build_id or selector.cgroup:
+        what = (
+            f"runs a program with the build id {selector.build_id}"
+            if selector.build_id
+            else f"is in the cgroup {selector.cgroup}"
+        )
+        return NoSuchProcessError(
+            f"no process {what}",
+            hint="see both of every process with: uftrace-remote ps --json",
+        )
     near = [process for process in processes if _is_near(selector, process)]
     hint = f"did you mean {_candidates(near)}?" if near else "list them with: uftrace-remote ps"
-    raise NoSuchProcessError(f"no process is called '{selector}'", hint=hint)
+    return NoSuchProcessError(f"no process is called '{selector}'", hint=hint)
 
 
 def _fits(selector: ProcessSelector, process: Process) -> bool:
@@ -41,6 +73,10 @@ def _fits(selector: ProcessSelector, process: Process) -> bool:
         return process.pid == selector.pid
     if selector.executable:
         return process.executable.removesuffix(" (deleted)") == selector.executable
+    if selector.build_id:
+        return process.build_id.startswith(selector.build_id)
+    if selector.cgroup:
+        return f"{process.cgroup}/".startswith(f"{selector.cgroup.rstrip('/')}/")
     return selector.name in _names(process)
 
 
@@ -61,10 +97,16 @@ def _is_near(selector: ProcessSelector, process: Process) -> bool:
 
 def _ambiguous(selector: ProcessSelector, found: Sequence[Process]) -> UsageError:
     return UsageError(
-        f"{len(found)} processes are called '{selector}'",
+        f"{len(found)} processes are {_called(selector)}",
         reason="AMBIGUOUS_PROCESS",
         hint=f"name one by its pid: {_candidates(found)}",
     )
+
+
+def _called(selector: ProcessSelector) -> str:
+    if selector.build_id:
+        return f"of the build id {selector.build_id}"
+    return f"in the cgroup {selector.cgroup}" if selector.cgroup else f"called '{selector}'"
 
 
 def _candidates(processes: Sequence[Process]) -> str:

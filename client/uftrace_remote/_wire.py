@@ -92,6 +92,8 @@ def process_from_wire(message: process_pb2.ProcessInfo) -> Process:
         attachable=message.attachable,
         refusal_reason=message.refusal_reason,
         session_id=message.session_id,
+        build_id=message.build_id,
+        cgroup=message.cgroup,
     )
 
 

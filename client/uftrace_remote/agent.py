@@ -24,7 +24,7 @@ import grpc
 from uftrace.agent.v1 import agent_pb2, agent_pb2_grpc, process_pb2, session_pb2, tracepoint_pb2
 from uftrace_remote import _grpc_errors, _wire
 from uftrace_remote._channel import open_channel
-from uftrace_remote._resolve import choose_process
+from uftrace_remote._resolve import choose_process, choose_processes
 from uftrace_remote._stream import StreamRequest, read_events
 from uftrace_remote.credentials import CredentialOptions, Credentials, find_credentials
 from uftrace_remote.endpoint import Endpoint
@@ -146,7 +146,7 @@ class AgentClient:
         return tuple(_wire.process_from_wire(process) for process in answer.processes)
 
     async def resolve_process(self, selector: str | ProcessSelector) -> Process:
-        """Finds the one process that a pid, a name or `exe=PATH` means.
+        """Finds the one process that a pid, a name, `exe=PATH` or another selector means.
 
         Raises:
             NoSuchProcessError: There is none.
@@ -156,6 +156,16 @@ class AgentClient:
         # Also those that cannot be attached to: then the agent says why not.
         everyone = await self.processes(include_unattachable=True)
         return choose_process(wanted, everyone)
+
+    async def resolve_processes(self, selector: str | ProcessSelector) -> tuple[Process, ...]:
+        """Finds every process that a selector means: of those that fit, all that
+        can be attached to, or all where that is none.
+
+        Raises:
+            NoSuchProcessError: None fits.
+        """
+        wanted = ProcessSelector.parse(selector) if isinstance(selector, str) else selector
+        return choose_processes(wanted, await self.processes(include_unattachable=True))
 
     async def functions(
         self,

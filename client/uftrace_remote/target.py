@@ -3,6 +3,8 @@
 1234                       a pid on the default host
 nginx                      a process by name there
 exe=/usr/sbin/nginx        a process by the path of its executable there
+build-id=5fd3c2a1          a process by its executable's build id, or the start of it
+cgroup=/system.slice/db    a process of this cgroup or one below it
 web1:1234                  a pid on web1, port 50051
 web1:50052:nginx           a name on web1, port 50052
 [::1]:50051:1234           IPv6 in brackets
@@ -17,6 +19,9 @@ from dataclasses import dataclass
 from uftrace_remote.endpoint import Endpoint
 from uftrace_remote.errors import UsageError
 
+_BUILD_ID = re.compile(r"[0-9a-f]{8,128}\Z")
+# What begins a selector whose value may hold colons.
+_KEYED = re.compile(r"(?:^|:)(?=(?:exe|build-id|cgroup)=)")
 _NAME = re.compile(r"[^\s:/=\[\]][^\s:=]*\Z")
 
 
@@ -28,15 +33,20 @@ class ProcessSelector:
         pid: Process id on the agent's host, or 0.
         name: Command name, or base name of the executable or of its first argument.
         executable: Absolute path of the executable.
+        build_id: The executable's GNU build id in lower-case hex, or its first
+            8 digits or more.
+        cgroup: Path of a cgroup that it is in, or that its own lies below.
     """
 
     pid: int = 0
     name: str = ""
     executable: str = ""
+    build_id: str = ""
+    cgroup: str = ""
 
     @classmethod
     def parse(cls, text: str) -> ProcessSelector:
-        """Reads a pid, a name or `exe=PATH`.
+        """Reads a pid, a name, `exe=PATH`, `build-id=HEX` or `cgroup=PATH`.
 
         Raises:
             UsageError: The text is none of these.
@@ -46,6 +56,16 @@ class ProcessSelector:
             if not path.startswith("/"):
                 raise _wrong(text, f"'{path}' is no absolute path")
             return cls(executable=path)
+        if text.startswith("build-id="):
+            digits = text.removeprefix("build-id=").lower()
+            if not _BUILD_ID.match(digits):
+                raise _wrong(text, f"'{digits}' is not 8 hex digits or more of a build id")
+            return cls(build_id=digits)
+        if text.startswith("cgroup="):
+            path = text.removeprefix("cgroup=")
+            if not path.startswith("/"):
+                raise _wrong(text, f"'{path}' is no path of a cgroup: it begins with '/'")
+            return cls(cgroup=path.rstrip("/") or "/")
         if re.match(r"-?[0-9]+\Z", text, re.ASCII):
             pid = int(text)
             if not 0 < pid < 1 << 31:
@@ -60,6 +80,10 @@ class ProcessSelector:
     def __str__(self) -> str:
         if self.pid:
             return str(self.pid)
+        if self.build_id:
+            return f"build-id={self.build_id}"
+        if self.cgroup:
+            return f"cgroup={self.cgroup}"
         return self.name or f"exe={self.executable}"
 
 
@@ -82,7 +106,7 @@ class Target:
             UsageError: The text cannot be read; the message says what is wrong.
         """
         default = default_endpoint or Endpoint()
-        place, process = _split(text)
+        place, process = split_process(text)
         try:
             selector = ProcessSelector.parse(process)
             endpoint = Endpoint.parse(place) if place else default
@@ -94,12 +118,17 @@ class Target:
         return f"{self.endpoint}:{self.process}"
 
 
-# The process is what follows the last colon, except that a path after `exe=`
-# may hold colons itself.
-def _split(text: str) -> tuple[str, str]:
-    start = 0 if text.startswith("exe=") else text.find(":exe=") + 1
-    if text.startswith("exe=") or start:
-        return text[: max(start - 1, 0)], text[start:]
+def split_process(text: str) -> tuple[str, str]:
+    """Splits `[PLACE:]PROCESS`.
+
+    The process is what follows the last colon, except that a path after
+    `exe=` or `cgroup=` may hold colons itself.
+
+    Raises:
+        UsageError: One of the two is missing.
+    """
+    if keyed := _KEYED.search(text):
+        return text[: keyed.start()], text[keyed.end() :]
     if text.startswith("unix:") and text.count(":") == 1:
         raise _wrong(text, "the process is missing")
     if text.startswith("[") and text.endswith("]"):

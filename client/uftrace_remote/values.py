@@ -45,6 +45,8 @@ class Process:
         executable: Path inside the process's own mount namespace.
         refusal_reason: Why it cannot be attached to, where `attachable` is false.
         session_id: The session that holds it, or empty.
+        build_id: GNU build id of the executable in hex, or empty.
+        cgroup: Its cgroup as the agent sees it, such as `/system.slice/nginx.service`.
     """
 
     reference: ProcessRef
@@ -57,6 +59,8 @@ class Process:
     attachable: bool = True
     refusal_reason: str = ""
     session_id: str = ""
+    build_id: str = ""
+    cgroup: str = ""
 
     @property
     def pid(self) -> int:

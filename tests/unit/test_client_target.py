@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from uftrace_remote._resolve import choose_process
+from uftrace_remote._resolve import choose_process, choose_processes
 from uftrace_remote.endpoint import Endpoint
 from uftrace_remote.errors import NoSuchProcessError, UsageError
 from uftrace_remote.target import ProcessSelector, Target
@@ -180,3 +180,65 @@ def test_a_port_in_place_of_a_pid():
     with pytest.raises(NoSuchProcessError, match="no process has the pid 50051") as caught:
         choose_process(ProcessSelector.parse("50051"), PROCESSES)
     assert "HOST:50051:PID" in caught.value.hint
+
+
+# -- build ids, cgroups, and all that fit -------------------------------------
+
+WORKERS = [
+    Process(ProcessRef(20), "web", build_id="5fd3c2a1ff", cgroup="/system.slice/web.service"),
+    Process(ProcessRef(21), "web", build_id="5fd3c2a1ff", cgroup="/system.slice/web.service/a:b"),
+    Process(ProcessRef(22), "web", build_id="0011223344", cgroup="/system.slice/web.service2"),
+    Process(ProcessRef(23), "web", attachable=False, cgroup="/"),
+    Process(ProcessRef(24), "zombie", attachable=False, cgroup="/"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "selector"),
+    [
+        ("build-id=5FD3C2A1", ProcessSelector(build_id="5fd3c2a1")),
+        ("cgroup=/system.slice/web.service", ProcessSelector(cgroup="/system.slice/web.service")),
+        ("cgroup=/a:b/", ProcessSelector(cgroup="/a:b")),
+        ("cgroup=/", ProcessSelector(cgroup="/")),
+    ],
+)
+def test_selectors_with_keys(text, selector):
+    assert ProcessSelector.parse(text) == selector
+    assert Target.parse(f"web1:7:{text}") == Target(Endpoint("web1", 7), selector)
+    assert Target.parse(str(Target(LOCAL, selector))) == Target(LOCAL, selector)
+
+
+@pytest.mark.parametrize("text", ["build-id=", "build-id=5fd3c2a", "build-id=xyz", "cgroup=web"])
+def test_selectors_with_keys_that_make_no_sense(text):
+    with pytest.raises(UsageError) as caught:
+        ProcessSelector.parse(text)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "pids"),
+    [
+        ("web", [20, 21, 22]),
+        ("build-id=5fd3c2a1", [20, 21]),
+        ("cgroup=/system.slice/web.service", [20, 21]),
+        ("cgroup=/system.slice", [20, 21, 22]),
+        ("cgroup=/", [20, 21, 22]),
+        ("21", [21]),
+        ("zombie", [24]),
+    ],
+)
+def test_all_that_fit(text, pids):
+    found = choose_processes(ProcessSelector.parse(text), WORKERS)
+    assert [each.pid for each in found] == pids
+
+
+@pytest.mark.parametrize("text", ["build-id=deadbeef", "cgroup=/system", "apache", "7"])
+def test_nothing_fits(text):
+    with pytest.raises(NoSuchProcessError) as caught:
+        choose_processes(ProcessSelector.parse(text), WORKERS)
+    assert "uftrace-remote ps" in caught.value.hint
+
+
+def test_several_have_the_build_id():
+    with pytest.raises(UsageError, match="2 processes are of the build id 5fd3c2a1"):
+        choose_process(ProcessSelector.parse("build-id=5fd3c2a1"), WORKERS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uftrace_agent.errors import NoSuchProcessError, TargetGoneError
+from uftrace_agent.process import executable
 from uftrace_agent.process.identity import boot_id, stat_fields
 from uftrace_agent.process.threads import proc_directory
 from uftrace_agent.session.types import ProcessId
@@ -39,6 +40,9 @@ class ProcessDescription:
         resident_bytes: Resident memory.
         refusal_reason: Why the agent cannot attach, as `attachability` says
             it, or empty.
+        build_id: GNU build id of the executable in hex; empty where it has
+            none or the agent cannot attach.
+        cgroup: Path of its cgroup; empty where there is none.
     """
 
     process: ProcessId
@@ -49,6 +53,8 @@ class ProcessDescription:
     thread_count: int
     resident_bytes: int
     refusal_reason: str
+    build_id: str = ""
+    cgroup: str = ""
 
     @property
     def attachable(self) -> bool:
@@ -98,6 +104,8 @@ def describe(pid: int) -> ProcessDescription:
         proc = proc_directory(pid)
         status = _status(proc)
         command_line = _command_line(proc)
+        cgroup = executable.cgroup(proc)
+        refusal = _refusal(proc, stat, status) or ""
     except _VANISHED as error:
         raise NoSuchProcessError(f"there is no process {pid}") from error
     return ProcessDescription(
@@ -109,7 +117,9 @@ def describe(pid: int) -> ProcessDescription:
         thread_count=int(status["Threads"]),
         # Kernel threads and zombies have no memory and no such line.
         resident_bytes=int(status.get("VmRSS", "0 kB").split()[0]) * 1024,
-        refusal_reason=_refusal(proc, stat, status) or "",
+        refusal_reason=refusal,
+        build_id="" if refusal else executable.build_id(proc),
+        cgroup=cgroup,
     )
 
 

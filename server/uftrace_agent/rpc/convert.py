@@ -151,6 +151,8 @@ def process_info(description: ProcessDescription, session_id: str) -> process_pb
         attachable=description.attachable,
         refusal_reason=description.refusal_reason,
         session_id=session_id,
+        build_id=description.build_id,
+        cgroup=description.cgroup,
     )
 
 
