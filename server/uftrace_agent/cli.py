@@ -22,6 +22,7 @@ from uftrace_agent.config import (
     parse_share,
 )
 from uftrace_agent.logging_setup import LogFormat, set_up_logging
+from uftrace_agent.memory_use import limit_arenas
 from uftrace_agent.state_directory import (
     StateDirectory,
     StateDirectoryError,
@@ -157,6 +158,7 @@ def main(
     async def run() -> None:
         await serve(config, state, SessionManager(state.path, limits), announce=click.echo)
 
+    limit_arenas()
     try:
         asyncio.run(run())
     except ListenError as error:

@@ -40,7 +40,8 @@ PROGRAM = "uftrace-remote"
 _INTERRUPTED = 130
 
 _EPILOG = """\b
-TARGET is [HOST[:PORT]:]PID; PID is a number, a process name or exe=PATH.
+TARGET is [HOST[:PORT]:]PID; PID is a number, a process name, exe=PATH,
+build-id=HEX or cgroup=PATH.
     1234   nginx   web1:1234   web1:50051:nginx   [::1]:50051:1234
     unix:/run/agent.sock:1234
 
