@@ -27,7 +27,7 @@ from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged
 from tests.targets.build import build
 from uftrace_agent.process.threads import status_field
-from uftrace_remote import BusyTargetError, SyncAgentClient
+from uftrace_remote import BusyTargetError, SyncAgentClient, UftraceError
 from uftrace_remote.enums import EndReason, PatchWriter, RefusalReason
 from uftrace_remote.values import PatchOptions, ProcessRef, RecordingOptions
 
@@ -251,6 +251,14 @@ def churning(niceness: int = 0, seconds: float = float("inf")) -> Iterator[Churn
                 churn = Churn(target, agent, seconds)
                 try:
                     yield churn
+                except (AssertionError, UftraceError) as error:
+                    # What was asked for last says only that it is gone.
+                    if target.returncode is not None:
+                        raise AssertionError(
+                            f"the program ended with status {target.returncode} "
+                            f"in cycle {churn.cycles}: {target.errors()!r}"
+                        ) from error
+                    raise
                 finally:
                     churn.close()
             target.quit()
