@@ -107,8 +107,8 @@ def test_threads_beyond_the_rings_share_one(client: SyncAgentClient) -> None:
 def test_h95_rings_that_change_hands_all_the_time_lose_nothing_uncounted(
     client: SyncAgentClient,
 ) -> None:
-    """Thousands of short threads, five rings of their own: each record is of the thread
-    that wrote it, or is counted as lost."""
+    """Thousands of short threads, six rings: each record is of the thread that wrote it, or
+    is counted as lost."""
     with TargetProcess(build("threads_churn", "gcc-O2")) as target:
         before = target.pause()
         rings = RecordingOptions(ring_bytes=1 << 20, ring_count=6)

@@ -2,7 +2,8 @@
  *
  * Everything here runs inside the agent while a target (or a thread of it) is
  * stopped, so that no target ever waits for the interpreter (H93). Functions
- * return 0 or a negative errno; nothing is allocated while a thread is stopped.
+ * return 0 or a negative errno; nothing but what opendir and fopen take is
+ * allocated while a thread is stopped.
  */
 #ifndef UH_HOST_H
 #define UH_HOST_H
