@@ -153,6 +153,7 @@ PROGRAMS: dict[str, Program] = {
     "blocked": Program(("blocked.c",), NO_SIGPROF),
     "forker": Program(("forker.c",)),
     "threads_churn": Program(("threads_churn.c",)),
+    "return_reader": Program(("return_reader.c", "return_reader_asm.S"), (DEFAULT,)),
     "generations": Program(("generations.c",), ("gcc-O2",)),
     "dlopen": Program(
         ("dlopen.c",),

@@ -50,7 +50,6 @@ from uftrace_agent.process.threads import proc_directory
 from uftrace_agent.runtime.blob import load_blob
 from uftrace_agent.runtime.layout import (
     PARAM_BYTES,
-    SLOT_TABLE_BYTES,
     THUNK_SPAN,
     define,
 )
@@ -210,19 +209,9 @@ class Annex:
             return -1
         return fd
 
-    # The memory that its code is in: what is known from the journal, and the whole
-    # mappings around that.
     def _find_code(self, home: int, found: FoundManifest) -> None:
-        known = {home, self.thunks}
-        known |= {entry.facts.stub for entry in found.entries}
-        known |= {entry.landing for entry in found.entries}
-        places = sorted(known)
-        for mapping in read_mappings(self.memory.pid):
-            first = bisect.bisect_left(places, mapping.start)
-            is_known = first < len(places) and places[first] < mapping.end
-            if is_known and mapping.is_anonymous_code:
-                self.code_ranges.append((mapping.start, mapping.end))
-                self.mapped_bytes += mapping.end - mapping.start
+        self.code_ranges = found.code_ranges(read_mappings(self.memory.pid), home)
+        self.mapped_bytes += sum(end - start for start, end in self.code_ranges)
         self.mapped_bytes += DataPlaces.at(0).end + self.ring_options.total_bytes
 
     # Where a remote call may leave an answer: behind the control word.
@@ -479,10 +468,6 @@ class Annex:
     def enable(self, on: bool) -> None:
         """Switch all probes of the process on or off at once."""
         self.memory.write(self.data.control, int(on).to_bytes(4, "little"))
-
-    def read_slots(self) -> bytes:
-        """A copy of the table of return slots."""
-        return self.memory.read(self.data.slots, SLOT_TABLE_BYTES)
 
     def close(self) -> None:
         """Give the agent's descriptors back; the target's memory stays."""

@@ -12,7 +12,6 @@ from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
 from uftrace_agent.errors import BusyTargetError
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
-from uftrace_agent.runtime.layout import THUNK_SPAN
 
 _ATTEMPTS_AT_REST: Final = 4
 
@@ -56,7 +55,7 @@ def set_back_at_rest(
         BusyTargetError: The threads did not stop in time.
         TargetGoneError: The process ended.
     """
-    repair = FrameRepair(annex.thunks, THUNK_SPAN, annex.read_slots())
+    repair = FrameRepair.read(memory, annex.thunks, annex.data.slots, sorted(annex.code_ranges))
     tails = [plan.tail.reversed() for plan in parked if plan.tail is not None]
     spans = [(tail.address, tail.end) for tail in tails]
     everywhere = sorted([*annex.code_ranges, *spans])

@@ -331,6 +331,26 @@ class FoundManifest:
     leases: tuple[tuple[int, LeaseRecord], ...] = ()
     session: SessionRecord = SessionRecord()
 
+    def code_ranges(self, mappings: Iterable[Mapping], *places: int) -> list[tuple[int, int]]:
+        """[start, end) of the annex's code: what the journal names, and the whole mappings
+        around that, by rising address.
+
+        Args:
+            mappings: The process's.
+            places: What is known besides.
+        """
+        known = {*places, self.identity.thunks}
+        known |= {entry.facts.stub for entry in self.entries}
+        known |= {entry.landing for entry in self.entries}
+        rising = sorted(known)
+        ranges: list[tuple[int, int]] = []
+        for mapping in mappings:
+            first = bisect.bisect_left(rising, mapping.start)
+            is_known = first < len(rising) and rising[first] < mapping.end
+            if is_known and mapping.is_anonymous_code:
+                ranges.append((mapping.start, mapping.end))
+        return ranges
+
 
 def find_manifests(memory: ProcessMemory, mappings: Sequence[Mapping]) -> list[FoundManifest]:
     """All journals in the process.

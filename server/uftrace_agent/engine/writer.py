@@ -20,17 +20,37 @@ from uftrace_agent.runtime.host_library import (
     range_array,
     site_rows,
 )
+from uftrace_agent.runtime.layout import SLOT_TABLE_BYTES, THUNK_SPAN
 
 _ATTEMPTS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class FrameRepair:
-    """Set return addresses on stacks back: `slots` is a copy of the table."""
+    """Set return addresses back, on stacks and in registers.
+
+    Attributes:
+        thunks: Where the thunks begin.
+        slot_table: Where the table of the return addresses is.
+        slots: A copy of it.
+        code: The annex's code: a thread that is in it keeps its registers.
+    """
 
     thunks: int
-    thunk_span: int
+    slot_table: int
     slots: bytes
+    code: Sequence[tuple[int, int]]
+
+    @classmethod
+    def read(
+        cls, memory: ProcessMemory, thunks: int, slot_table: int, code: Sequence[tuple[int, int]]
+    ) -> FrameRepair:
+        """With the table as it is now.
+
+        Raises:
+            TargetGoneError: The process ended.
+        """
+        return cls(thunks, slot_table, memory.read(slot_table, SLOT_TABLE_BYTES), code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +129,10 @@ def write_stopped(
     rows["may_be_trapped"] = order.may_be_trapped
     if order.repair is not None:
         stop.thunks = order.repair.thunks
-        stop.thunk_span = order.repair.thunk_span
+        stop.thunk_span = THUNK_SPAN
+        stop.slot_table = order.repair.slot_table
+        stop.ours = range_array(order.repair.code)
+        stop.ours_count = len(order.repair.code)
         stop.slots = ctypes.cast(ctypes.c_char_p(order.repair.slots), ctypes.c_void_p)
     if order.repair is not None or order.watched or order.resumed or order.moves:
         stacks = [

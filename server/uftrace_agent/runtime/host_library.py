@@ -104,6 +104,8 @@ class CStop(ctypes.Structure):
         ("thunks", ctypes.c_uint64),
         ("thunk_span", ctypes.c_uint64),
         ("slots", ctypes.c_void_p),
+        ("slot_table", ctypes.c_uint64),
+        ("ours", ctypes.POINTER(CRange)),
         ("stacks", ctypes.POINTER(CRange)),
         ("stack_count", ctypes.c_uint32),
         ("watched_count", ctypes.c_uint32),
@@ -112,6 +114,8 @@ class CStop(ctypes.Structure):
         ("move_count", ctypes.c_uint32),
         ("resumed_count", ctypes.c_uint32),
         ("resumed", ctypes.POINTER(CRange)),
+        ("ours_count", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
         ("pause", CPause),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from uftrace_agent.engine.annex_places import DataPlaces
@@ -11,15 +12,16 @@ from uftrace_agent.engine.journal_entry import Entry
 from uftrace_agent.engine.manifest import FoundManifest, Manifest
 from uftrace_agent.engine.needed_calls import filter_watch
 from uftrace_agent.engine.report import DEFAULT_STOP_DEADLINE_NS
+from uftrace_agent.engine.site import Patch
 from uftrace_agent.engine.trap_writer import SignalTable, settle
 from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
 from uftrace_agent.errors import AlreadyHeldError, BusyTargetError, NoSuchProcessError
+from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.identity import ProcessId, start_time_ticks
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.remote_calls import RemoteCaller
 from uftrace_agent.process.system_calls import X86_64
-from uftrace_agent.runtime.layout import SLOT_TABLE_BYTES, THUNK_SPAN
 
 _DEADLINE_NS: Final = 10 * DEFAULT_STOP_DEADLINE_NS
 
@@ -110,14 +112,9 @@ def restore_sites(
     Raises:
         BusyTargetError: The threads did not stop in time; nothing was changed.
     """
-    repair = None
-    if found.identity.thunks:
-        slots = memory.read(DataPlaces.at(found.address).slots, SLOT_TABLE_BYTES)
-        repair = FrameRepair(found.identity.thunks, THUNK_SPAN, slots)
-    heads = [entry.head.reversed() for entry in patched]
-    write_stopped(
-        memory, StopOrder(heads, _DEADLINE_NS, repair=repair, may_be_trapped=True), pauses
-    )
+    heads = [entry.head.reversed() for entry in patched if entry.function_id]
+    write_stopped(memory, StopOrder(heads, _DEADLINE_NS, may_be_trapped=True), pauses)
+    _let_go_home(memory, found, [e.head.reversed() for e in patched if not e.function_id], pauses)
     tails = [entry.tail.reversed() for entry in patched if entry.tail is not None]
     spans = [(tail.address, tail.end) for tail in tails]
     if not tails:
@@ -128,3 +125,20 @@ def restore_sites(
         # Some thread is to go on in padding that nothing leads to any more: it stays
         # as it is, and does no harm.
         return
+
+
+# Return addresses, and then the unwinders' hooks: at a moment at which nobody is in our
+# code, if there is one. New threads do not come there any more.
+def _let_go_home(
+    memory: ProcessMemory, found: FoundManifest, hooks: Sequence[Patch], pauses: Pauses
+) -> None:
+    if not found.identity.thunks:
+        return
+    code = found.code_ranges(read_mappings(memory.pid))
+    slots = DataPlaces.at(found.address).slots
+    repair = FrameRepair.read(memory, found.identity.thunks, slots, code)
+    order = StopOrder(hooks, _DEADLINE_NS, code, repair, may_be_trapped=True)
+    try:
+        write_stopped(memory, order, pauses)
+    except BusyTargetError:
+        write_stopped(memory, replace(order, forbidden=()), pauses)

@@ -20,6 +20,8 @@
 #define UH_SAVED_PC_OFFSET 176
 #define UH_SAVED_SP_OFFSET 168
 #define UH_RESTORER_BYTES 9
+/* struct user_regs_struct begins with r15 to rdi; behind them come orig_rax, rip and others. */
+#define UH_GENERAL_REGISTERS 15
 
 struct uh_registers {
 	struct user_regs_struct user;
@@ -120,6 +122,8 @@ static inline int uh_restart_data(const struct uh_registers *r, struct seccomp_d
 #define UH_SAVED_PC_OFFSET 568
 #define UH_SAVED_SP_OFFSET 560
 #define UH_RESTORER_BYTES 8
+/* x0 to x30: the link register among them. */
+#define UH_GENERAL_REGISTERS 31
 
 struct uh_registers {
 	struct user_regs_struct user;
@@ -153,6 +157,12 @@ static inline int uh_get_registers(pid_t tid, struct uh_registers *registers)
 	struct iovec io = { &registers->user, sizeof registers->user };
 
 	return ptrace(PTRACE_GETREGSET, tid, NT_PRSTATUS, &io) ? -errno : 0;
+}
+
+/* The registers that a program computes with: UH_GENERAL_REGISTERS words. */
+static inline uint64_t *uh_general_registers(struct uh_registers *registers)
+{
+	return (uint64_t *)&registers->user;
 }
 
 static inline int uh_set_registers(pid_t tid, const struct uh_registers *registers)

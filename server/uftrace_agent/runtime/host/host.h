@@ -2,8 +2,7 @@
  *
  * Everything here runs inside the agent while a target (or a thread of it) is
  * stopped, so that no target ever waits for the interpreter (H93). Functions
- * return 0 or a negative errno; nothing but what opendir and fopen take is
- * allocated while a thread is stopped.
+ * return 0 or a negative errno; nothing is allocated while a thread is stopped.
  */
 #ifndef UH_HOST_H
 #define UH_HOST_H
@@ -73,6 +72,8 @@ struct uh_stop {
 	uint64_t thunks; /* 0: do not */
 	uint64_t thunk_span;
 	const uint64_t *slots; /* a copy of the table, UF_SLOT_BYTES a slot */
+	uint64_t slot_table; /* where the table itself is */
+	const struct uh_range *ours; /* code whose threads keep their registers */
 	const struct uh_range *stacks; /* writable memory, by rising address */
 	uint32_t stack_count;
 	uint32_t watched_count;
@@ -84,6 +85,8 @@ struct uh_stop {
 	uint32_t resumed_count;
 	/* Code that no interrupted thread may go on in, by what its signal frame says: */
 	const struct uh_range *resumed;
+	uint32_t ours_count;
+	uint32_t padding;
 	struct uh_pause pause; /* out */
 };
 

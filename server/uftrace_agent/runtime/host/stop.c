@@ -4,6 +4,7 @@
 #include "../target/annex.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,9 @@
 #include <unistd.h>
 
 #include "arch_host.h"
+
+/* A signal handler's stack, that of the handler which it interrupted, and the thread's. */
+#define INTERRUPTED_STACKS 3
 
 static _Thread_local struct uh_tracee *tracees;
 static _Thread_local pid_t *tids;
@@ -29,15 +33,15 @@ static int known(pid_t tid, uint32_t count)
 
 static int has_ended(pid_t pid, pid_t tid)
 {
-	char path[64], state = 'Z', status[256] = "";
-	FILE *file;
+	char path[64], status[256] = "", state = 'Z';
+	int fd;
 
 	snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
-	file = fopen(path, "r");
-	if (file) {
-		if (fgets(status, sizeof status, file) && strrchr(status, ')'))
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		if (read(fd, status, sizeof status - 1) > 0 && strrchr(status, ')'))
 			sscanf(strrchr(status, ')') + 1, " %c", &state);
-		fclose(file);
+		close(fd);
 	}
 	return state == 'Z' || state == 'X';
 }
@@ -250,22 +254,38 @@ static int walk_stack(struct uh_stop *stop, uint64_t sp, word_look *look, int de
 	return 0;
 }
 
+/* The return address that a slot stands for. The copy was made before the stop: a
+ * thread that was in a probe then may have taken a slot since. */
+static uint64_t slot_address(const struct uh_stop *stop, uint64_t index)
+{
+	uint64_t address = stop->slots[index * (UF_SLOT_BYTES / 8)];
+
+	if (!address && uh_read_exact(stop->mem_fd, &address, sizeof address,
+				      stop->slot_table + index * UF_SLOT_BYTES))
+		return 0;
+	return address;
+}
+
 /* Thunks become the return addresses they stand for: the thread goes home without
  * us, and the thunks are free. */
 static int restore_return(struct uh_stop *stop, uint64_t at, uint64_t *word)
 {
-	uint64_t offset = *word - stop->thunks, real;
+	const uint64_t offset = *word - stop->thunks;
+	/* Unwinders look a frame up by the byte before the return address. */
+	const uint64_t before = offset % UF_THUNK_BYTES == UF_THUNK_RETURN - 1;
+	uint64_t real;
 
 	(void)at;
 	/* A word that leads to the thunk's call is of a function that is about to be
 	 * entered, and stays. */
-	if (offset >= stop->thunk_span || offset % UF_THUNK_BYTES != UF_THUNK_RETURN)
+	if (offset >= stop->thunk_span ||
+	    (offset % UF_THUNK_BYTES != UF_THUNK_RETURN && !before))
 		return 0;
-	real = stop->slots[offset / UF_THUNK_BYTES * (UF_SLOT_BYTES / 8)];
+	real = slot_address(stop, offset / UF_THUNK_BYTES);
 	if (!real)
 		return 0;
-	*word = real;
-	stop->pause.frames++;
+	*word = real - before;
+	stop->pause.frames += !before;
 	return 1;
 }
 
@@ -299,15 +319,39 @@ static int move_saved_pc(struct uh_stop *stop, uint64_t at, uint64_t *word)
 
 static int walk_stacks(struct uh_stop *stop, uint32_t count, word_look *look)
 {
-	/* Saved program counters must be found wherever they are; thunks that are not
-	 * found do no harm. */
-	const int depth = look == restore_return ? 0 : 3;
 	int error = 0;
 
 	for (uint32_t i = 0; i < count && !error; i++)
 		if (tracees[i].tid)
-			error = walk_stack(stop, tracees[i].sp, look, depth);
+			error = walk_stack(stop, tracees[i].sp, look, INTERRUPTED_STACKS);
 	return error;
+}
+
+/* Who has read a return address, but not used it yet: unwinders above all. With the
+ * hook gone theirs would end at a thunk, and the program with it (H39). */
+static void restore_registers(struct uh_stop *stop, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		struct uh_registers registers;
+		uint64_t *general = uh_general_registers(&registers);
+		int changed = 0;
+
+		if (!tracees[i].tid || uh_get_registers(tracees[i].tid, &registers) ||
+		    range_of(stop->ours, stop->ours_count, uh_pc(&registers)))
+			continue;
+		for (uint32_t r = 0; r < UH_GENERAL_REGISTERS; r++)
+			changed |= restore_return(stop, 0, &general[r]);
+		if (changed)
+			uh_set_registers(tracees[i].tid, &registers);
+	}
+}
+
+/* Before the sites: where the agent dies in between, thunks that nothing leads to do no
+ * harm, but frames that the unwinder's hook no longer explains would. */
+static int restore_returns(struct uh_stop *stop, uint32_t count)
+{
+	restore_registers(stop, count);
+	return walk_stacks(stop, count, restore_return);
 }
 
 static int move_counters(struct uh_stop *stop, uint32_t count)
@@ -337,11 +381,12 @@ static int attempt(struct uh_stop *stop)
 	if (!error && (stop->watched_count || stop->resumed_count))
 		error = walk_stacks(stop, count, find_watched);
 	if (!error) {
-		error = uh_write_sites(stop->mem_fd, stop->sites, stop->site_count);
+		if (stop->thunks)
+			error = restore_returns(stop, count);
+		if (!error)
+			error = uh_write_sites(stop->mem_fd, stop->sites, stop->site_count);
 		if (!error && stop->move_count)
 			error = move_counters(stop, count);
-		if (!error && stop->thunks)
-			error = walk_stacks(stop, count, restore_return);
 	}
 	thaw(stop->pid, count, &stop->pause);
 	uh_hurry(0);

@@ -7,13 +7,22 @@
  */
 #include "host.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+/* As getdents64(2) writes them. */
+struct directory_entry {
+	uint64_t inode;
+	int64_t next;
+	uint16_t size;
+	uint8_t type;
+	char name[];
+};
 
 /* So many listings that the number of threads agrees with, or so many of any kind. */
 #define GOOD_LISTINGS 2
@@ -43,57 +52,67 @@ static uint32_t thread_count(pid_t pid)
 	return count;
 }
 
-static int by_number(const void *one, const void *other)
+/* Add a number to those that are there, by rising number, unless it is; how many there are
+ * then; `capacity` + 1: it does not fit. Neither qsort nor readdir are used here: they
+ * allocate, and the target may stand still (H93). */
+static uint32_t insert(pid_t *tids, uint32_t count, uint32_t capacity, pid_t tid)
 {
-	pid_t a = *(const pid_t *)one, b = *(const pid_t *)other;
+	uint32_t low = 0, high = count;
 
-	return (a > b) - (a < b);
-}
+	if (count && tids[count - 1] < tid) /* as the kernel lists them, mostly */
+		low = count;
+	while (low < high) {
+		uint32_t middle = (low + high) / 2;
 
-/* Merge what was appended behind `known` sorted numbers; how many there are then. */
-static uint32_t merge(pid_t *tids, uint32_t known, uint32_t count)
-{
-	uint32_t kept = 0;
-
-	if (known == count)
+		if (tids[middle] < tid)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low < count && tids[low] == tid)
 		return count;
-	qsort(tids, count, sizeof *tids, by_number);
-	for (uint32_t i = 0; i < count; i++)
-		if (!kept || tids[kept - 1] != tids[i])
-			tids[kept++] = tids[i];
-	return kept;
+	if (count == capacity)
+		return capacity + 1;
+	memmove(&tids[low + 1], &tids[low], (count - low) * sizeof *tids);
+	tids[low] = tid;
+	return count + 1;
 }
 
-/* Append the threads of one listing that are not among the first `count`; how many
- * there are then, or a negative errno. *listed: those of this listing. */
+/* Add the threads of one listing to `count` others; how many there are then, or a
+ * negative errno. *listed: those of this listing. */
 static int list_once(pid_t pid, pid_t *tids, uint32_t count, uint32_t capacity, uint32_t *listed)
 {
-	const uint32_t known = count;
 	char path[64];
-	struct dirent *entry;
-	DIR *tasks;
+	long got;
+	int fd, error = 0;
 
 	*listed = 0;
 	snprintf(path, sizeof path, "/proc/%d/task", pid);
-	tasks = opendir(path);
-	if (!tasks)
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
 		return errno == ENOENT ? -ESRCH : -errno;
-	while ((entry = readdir(tasks))) {
-		pid_t tid = atoi(entry->d_name);
+	do {
+		_Alignas(struct directory_entry) char entries[8192];
 
-		if (tid <= 0)
-			continue;
-		++*listed;
-		if (bsearch(&tid, tids, known, sizeof *tids, by_number))
-			continue;
-		if (count == capacity) {
-			closedir(tasks);
-			return -E2BIG;
+		got = syscall(SYS_getdents64, fd, entries, sizeof entries);
+		error = got < 0 ? -errno : 0;
+		for (long at = 0; at < got && !error;) {
+			const struct directory_entry *entry = (const void *)(entries + at);
+			pid_t tid = atoi(entry->name);
+
+			at += entry->size;
+			*listed += tid > 0;
+			if (tid <= 0)
+				continue;
+			count = insert(tids, count, capacity, tid);
+			if (count > capacity)
+				error = -E2BIG;
 		}
-		tids[count++] = tid;
-	}
-	closedir(tasks);
-	return (int)merge(tids, known, count);
+	} while (got > 0 && !error);
+	close(fd);
+	if (error)
+		return error == -ENOENT ? -ESRCH : error;
+	return (int)count;
 }
 
 /* All threads that live from the beginning to the end of this call, by rising number,
