@@ -6,6 +6,7 @@
         NoSuchProcessError
         NoSuchSessionError
         NoSuchLeaseError
+        NoSuchPreparationError
         NoSuchFunctionError      with near names
       ConflictError              somebody else is in the way
         AlreadyHeldError
@@ -83,6 +84,12 @@ class NoSuchLeaseError(NotFoundError):
     """No such lease in the session."""
 
     default_reason = "NO_SUCH_LEASE"
+
+
+class NoSuchPreparationError(NotFoundError):
+    """Nothing of that name is prepared in the session."""
+
+    default_reason = "NO_SUCH_PREPARATION"
 
 
 class NoSuchFunctionError(NotFoundError):

@@ -9,6 +9,7 @@ from uftrace_agent.engine.planner import Planned
 from uftrace_agent.engine.program import ProgramFunction
 from uftrace_agent.engine.report import SiteOutcome
 from uftrace_agent.engine.tracepoint import Tracepoint
+from uftrace_agent.engine.writer_choice import WriterChoice
 
 TOO_LATE = (
     "the threads did not stop in time; nothing was changed: try again, or give a longer deadline"
@@ -43,6 +44,20 @@ def already_enabled(tracepoint: Tracepoint) -> SiteOutcome:
 def not_enabled(tracepoints: Iterable[Tracepoint]) -> list[SiteOutcome]:
     """They are not in, and nothing was wrong with them."""
     return [SiteOutcome(t.function, Status.NOT_ENABLED, t.function_id, t.plan) for t in tracepoints]
+
+
+def not_carried_out(tracepoints: Iterable[Tracepoint], choice: WriterChoice) -> list[SiteOutcome]:
+    """They are not in, and would be by these writers."""
+    return [
+        SiteOutcome(
+            t.function,
+            Status.NOT_ENABLED,
+            t.function_id,
+            t.plan,
+            choice.of_function(t.function, t.plan),
+        )
+        for t in tracepoints
+    ]
 
 
 def disabled(tracepoint: Tracepoint, writer: Writer) -> SiteOutcome:
@@ -101,6 +116,29 @@ def no_trampoline_space(tracepoint: Tracepoint) -> SiteOutcome:
         refusal=Refusal.NO_TRAMPOLINE_SPACE,
         detail="no memory at its trampoline's address: taken meanwhile, "
         "vm.max_map_count is reached, or the session's limit of memory",
+    )
+
+
+def module_has_gone(tracepoint: Tracepoint) -> SiteOutcome:
+    """It was prepared, and then its module was unloaded."""
+    return SiteOutcome(
+        tracepoint.function,
+        Status.REFUSED,
+        tracepoint.function_id,
+        refusal=Refusal.NOT_FOUND,
+        detail="its module was unloaded since it was prepared",
+    )
+
+
+def unwinder_has_come(tracepoint: Tracepoint) -> SiteOutcome:
+    """It was prepared with its exit, and then an unwinder came that cannot be hooked."""
+    return SiteOutcome(
+        tracepoint.function,
+        Status.REFUSED,
+        tracepoint.function_id,
+        refusal=Refusal.UNWINDER_NOT_HOOKABLE,
+        detail="an unwinder that cannot be hooked was loaded since it was prepared: prepare it "
+        "again, for its entry alone",
     )
 
 

@@ -18,6 +18,7 @@ from uftrace_agent.engine.model import Status, Writer
 from uftrace_agent.engine.native import scratch_layout
 from uftrace_agent.engine.neighbours import other_tracer
 from uftrace_agent.engine.planner import Planner
+from uftrace_agent.engine.preparation import Barrier, Preparation, at_once
 from uftrace_agent.engine.program import Program, ProgramFunction
 from uftrace_agent.engine.report import (
     DEFAULT_STOP_DEADLINE_NS,
@@ -119,45 +120,112 @@ class PatchEngine:
             TargetGoneError: The process ended.
             BusyTargetError: Memory could not be mapped in it in time.
         """
+        pauses = Pauses()
+        if not options.dry_run:
+            # Which functions' exits can be traced depends on it.
+            self._install_hooks(options, pauses)
+        preparation = self.prepare(functions, options)
+        preparation.report.pauses.merge(pauses)
+        return self._carry_out(preparation, announce, at_once)
+
+    # Before the first return address is replaced, every unwinder in the process must be
+    # able to see through the thunks (H39).
+    def _install_hooks(self, options: EngineOptions, pauses: Pauses) -> None:
+        if not (options.plan.entry_only or other_tracer(self._program.modules)):
+            choice = self._choice(Writer.AUTO, pauses)
+            self._hooks.install(self._program.modules, choice, pauses)
+
+    def prepare(self, functions: Sequence[ProgramFunction], options: EngineOptions) -> Preparation:
+        """Plan, and make ready what no thread can see: no byte of the program changes.
+
+        Args:
+            functions: Which are to be enabled.
+            options: How.
+
+        Raises:
+            TargetGoneError: The process ended.
+            BusyTargetError: Memory could not be mapped in it in time.
+        """
         started = time.monotonic_ns()
         report = EngineReport([])
-        occupied = other_tracer(self._program.modules)
-        if not (options.dry_run or options.plan.entry_only or occupied):
-            # Before the first return address is replaced, every unwinder in the
-            # process must be able to see through the thunks (H39).
-            hooking = self._choice(Writer.AUTO, report.pauses)
-            self._hooks.install(self._program.modules, hooking, report.pauses)
+        if not (options.dry_run or options.plan.entry_only):
+            self._hooks.prepare(self._program.modules)
         choice = self._choice(options.plan.writer, report.pauses)
         parked, planned, layout = self._plan(functions, options, choice, report)
         report.plan_ns = time.monotonic_ns() - started
         if options.dry_run or (options.all_or_nothing and report.has_refusal()):
             self._abandon(planned, layout)
-            report.outcomes += [
-                SiteOutcome(
-                    t.function,
-                    Status.NOT_ENABLED,
-                    t.function_id,
-                    t.plan,
-                    choice.of_function(t.function, t.plan),
-                )
-                for t in (*parked, *planned)
-            ]
+            report.outcomes += outcomes.not_carried_out((*parked, *planned), choice)
             report.writer_detail = choice.detail
-            return report
+            return Preparation(report, options, choice, stands=False)
         try:
             new = self._prepare(planned, layout, report)
         except AgentError:
             self._abandon(planned, layout)
             raise
+        report.pauses.merge(self._annex.caller.take_pauses())
         if options.all_or_nothing and report.has_refusal():
             report.outcomes += outcomes.not_enabled((*parked, *new))
+            return Preparation(report, options, choice, stands=False)
+        return Preparation(report, options, choice, parked, new)
+
+    def commit(
+        self,
+        preparation: Preparation,
+        announce: Callable[[Sequence[Tracepoint]], None] = lambda new: None,
+        barrier: Barrier = at_once,
+    ) -> EngineReport:
+        """Change the code of what was prepared.
+
+        Args:
+            preparation: What; anything may have become of the process since.
+            announce: Told of new tracepoints before their first record is.
+            barrier: Passed right before the change.
+
+        Raises:
+            TargetGoneError: The process ended.
+            BusyTargetError: The threads did not stop in time; nothing was changed.
+        """
+        report = preparation.report
+        if preparation.stands:
+            self._drop_stale(preparation)
+            if preparation.options.all_or_nothing and report.has_refusal():
+                report.outcomes += outcomes.not_enabled(preparation.tracepoints)
+                preparation.stands = False
+        return self._carry_out(preparation, announce, barrier)
+
+    def _carry_out(
+        self,
+        preparation: Preparation,
+        announce: Callable[[Sequence[Tracepoint]], None],
+        barrier: Barrier,
+    ) -> EngineReport:
+        report, options = preparation.report, preparation.options
+        if not preparation.stands:
             return report
-        announce(new)
+        preparation.stands = False
+        announce(preparation.new)
         before = [o.function.address for o in report.outcomes if o.status is Status.ALREADY_ENABLED]
-        holds.extend(self._manifest, (self.tracepoints[at] for at in before), options.lease)
-        self._write(parked + new, options, choice, report)
+        known = (self.tracepoints.get(address) for address in before)
+        holds.extend(self._manifest, [t for t in known if t is not None], options.lease)
+        self._write(preparation, barrier)
         report.pauses.merge(self._annex.caller.take_pauses())
         return report
+
+    # Modules may have gone and come since, and with them unwinders.
+    def _drop_stale(self, preparation: Preparation) -> None:
+        report = preparation.report
+        self._forget_unloaded()
+        self._install_hooks(preparation.options, report.pauses)
+        exits_refused = self.process_traits().unwinder_refusal
+        for known in (preparation.parked, preparation.new):
+            for tracepoint in known[:]:
+                if self.tracepoints.get(tracepoint.function.address) is not tracepoint:
+                    known.remove(tracepoint)
+                    report.outcomes.append(outcomes.module_has_gone(tracepoint))
+                elif exits_refused and tracepoint.plan.has_exit:
+                    known.remove(tracepoint)
+                    report.outcomes.append(outcomes.unwinder_has_come(tracepoint))
 
     def _choice(self, asked: Writer, pauses: Pauses) -> WriterChoice:
         return WriterChoice(
@@ -288,19 +356,20 @@ class PatchEngine:
             tracepoint.journal_index = row
         return ready
 
-    def _write(
-        self,
-        tracepoints: list[Tracepoint],
-        options: EngineOptions,
-        choice: WriterChoice,
-        report: EngineReport,
-    ) -> None:
+    def _write(self, preparation: Preparation, barrier: Barrier) -> None:
+        report, options, choice = preparation.report, preparation.options, preparation.choice
+        tracepoints = preparation.tracepoints
         if not tracepoints:
             return
         holds.begin(self._manifest, tracepoints, options.lease)
         self._journal(tracepoints, Phase.PATCHING)
         self._annex.enable(True)
+        if not barrier():
+            self._journal(tracepoints, Phase.FREE)
+            report.outcomes += outcomes.not_carried_out(tracepoints, choice)
+            return
         changed, spans = self._change(tracepoints, options, choice, report, restores=False)
+        report.written_ns = time.monotonic_ns()
         now = time.time_ns()
         done: list[Tracepoint] = []
         not_done: list[Tracepoint] = []

@@ -61,6 +61,7 @@ class EngineReport:
         outcomes: One a function.
         pauses: How long which thread stood still.
         plan_ns: Time for planning.
+        written_ns: CLOCK_MONOTONIC when the code had been changed; 0: it was not.
         frames: Return addresses on stacks that were set back.
         writer_detail: Why sites had to be changed by `stop`; empty where none had.
     """
@@ -68,6 +69,7 @@ class EngineReport:
     outcomes: list[SiteOutcome]
     pauses: Pauses = field(default_factory=Pauses)
     plan_ns: int = 0
+    written_ns: int = 0
     frames: int = 0
     writer_detail: str = ""
 

@@ -109,12 +109,14 @@ class UnwinderHooks:
         # Those that are out, by address: their stubs and places serve again, or each
         # session would take new ones.
         self._out: dict[int, Hook] = {}
+        # Everything is there for these but the change of code.
+        self._ready: dict[int, Hook] = {}
         self._failed: set[int] = set()
 
     @property
     def addresses(self) -> set[int]:
-        """Live entry addresses of the hooked lookups."""
-        return {hook.address for hook in self._hooks}
+        """Live entry addresses of the lookups that are hooked, or will be."""
+        return {hook.address for hook in self._hooks} | self._ready.keys()
 
     @property
     def some_failed(self) -> bool:
@@ -128,13 +130,28 @@ class UnwinderHooks:
             BusyTargetError: The threads did not stop in time; nothing was changed.
             TargetGoneError: The process ended.
         """
-        known = self.addresses | self._failed
-        for unwinder in find_unwinders(modules).hookable:
-            if unwinder.address in known:
-                continue
-            hook = self._known(unwinder.address) or self._prepare(unwinder)
-            if hook is None or not self._write(unwinder, hook, choice, pauses):
-                self._failed.add(unwinder.address)
+        found = self.prepare(modules)
+        for address in list(self._ready):
+            hook = self._ready.pop(address)
+            # What was unloaded meanwhile has nothing to hook.
+            if address in found and not self._write(found[address], hook, choice, pauses):
+                self._failed.add(address)
+
+    def prepare(self, modules: Iterable[ModuleView]) -> dict[int, Unwinder]:
+        """Make ready what hooks need, and change no code; the unwinders by address.
+
+        Raises:
+            BusyTargetError: Memory could not be mapped in time.
+            TargetGoneError: The process ended.
+        """
+        found = {unwinder.address: unwinder for unwinder in find_unwinders(modules).hookable}
+        for address in found.keys() - self.addresses - self._failed:
+            hook = self._known(address) or self._prepare(found[address])
+            if hook is None:
+                self._failed.add(address)
+            else:
+                self._ready[address] = hook
+        return found
 
     # The same bytes at the same place: the old stub leads where it should, whichever
     # file they are of.

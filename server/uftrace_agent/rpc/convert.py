@@ -10,7 +10,7 @@ import math
 from enum import IntEnum
 from typing import Any, Literal
 
-from uftrace.agent.v1 import event_pb2, process_pb2, session_pb2, tracepoint_pb2
+from uftrace.agent.v1 import coordination_pb2, event_pb2, process_pb2, session_pb2, tracepoint_pb2
 from uftrace_agent.engine.model import Status, Writer
 from uftrace_agent.errors import InvalidRequestError
 from uftrace_agent.process.listing import ProcessDescription
@@ -18,6 +18,7 @@ from uftrace_agent.session.budget import LimitChange, Limits
 from uftrace_agent.session.types import (
     AttachOutcome,
     ClockAnchor,
+    CommitOutcome,
     DetachOutcome,
     EventBatch,
     FunctionPlan,
@@ -316,6 +317,25 @@ def patch_response(outcome: PatchOutcome) -> tracepoint_pb2.PatchResponse:
         writer_detail=outcome.writer_detail,
         pauses=_pauses(outcome),
         pending_patterns=outcome.pending,
+    )
+
+
+def prepare_response(
+    preparation_id: str, ready: bool, outcome: PatchOutcome
+) -> coordination_pb2.PreparePatchResponse:
+    """Write what would become of the functions."""
+    return coordination_pb2.PreparePatchResponse(
+        preparation_id=preparation_id, ready=ready, plan=patch_response(outcome)
+    )
+
+
+def commit_outcome(outcome: CommitOutcome) -> coordination_pb2.AwaitPatchResponse:
+    """Write what became of a commit."""
+    return coordination_pb2.AwaitPatchResponse(
+        patch=patch_response(outcome.patch),
+        at_monotonic_nanos=outcome.at_ns,
+        begun_monotonic_nanos=outcome.passed_ns,
+        written_monotonic_nanos=outcome.written_ns,
     )
 
 

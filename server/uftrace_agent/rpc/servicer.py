@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from uftrace.agent.v1 import (
     agent_pb2,
     agent_pb2_grpc,
+    coordination_pb2,
     event_pb2,
     process_pb2,
     session_pb2,
@@ -134,6 +135,50 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             )
 
         return await self._changes.make(context, request, f"session {session_id}", unpatch)
+
+    async def PreparePatch(
+        self, request: coordination_pb2.PreparePatchRequest, context: Context
+    ) -> coordination_pb2.PreparePatchResponse:
+        session_id = _session_id(request.patch.session_id)
+        order = convert.patch_order(request.patch, owner_of(context))
+
+        async def prepare() -> coordination_pb2.PreparePatchResponse:
+            coordination = self._sessions.coordination(session_id)
+            return await coordination.prepare(order, request.hold_nanos, convert.prepare_response)
+
+        return await self._changes.make(context, request, f"session {session_id}", prepare)
+
+    async def CommitPatch(
+        self, request: coordination_pb2.CommitPatchRequest, context: Context
+    ) -> coordination_pb2.CommitPatchResponse:
+        session_id = _session_id(request.session_id)
+
+        async def commit() -> coordination_pb2.CommitPatchResponse:
+            in_ns = self._sessions.coordination(session_id).commit(
+                request.preparation_id, request.at_monotonic_nanos, request.most_late_nanos
+            )
+            return coordination_pb2.CommitPatchResponse(in_nanos=in_ns)
+
+        target = f"session {session_id} preparation {request.preparation_id}"
+        return await self._changes.make(context, request, target, commit)
+
+    async def AwaitPatch(
+        self, request: coordination_pb2.AwaitPatchRequest, context: Context
+    ) -> coordination_pb2.AwaitPatchResponse:
+        coordination = self._sessions.coordination(_session_id(request.session_id))
+        return convert.commit_outcome(await coordination.outcome(request.preparation_id))
+
+    async def AbortPatch(
+        self, request: coordination_pb2.AbortPatchRequest, context: Context
+    ) -> coordination_pb2.AbortPatchResponse:
+        session_id = _session_id(request.session_id)
+
+        async def abort() -> coordination_pb2.AbortPatchResponse:
+            count = await self._sessions.coordination(session_id).abort(request.preparation_id)
+            return coordination_pb2.AbortPatchResponse(disabled_count=count)
+
+        target = f"session {session_id} preparation {request.preparation_id}"
+        return await self._changes.make(context, request, target, abort)
 
     async def SetLimits(
         self, request: session_pb2.SetLimitsRequest, context: Context

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from uftrace_agent.engine.model import Writer
 from uftrace_agent.engine.probe_cost import ProbeCost
 from uftrace_agent.session.budget import NO_CHANGE, LimitChange, Limits
+from uftrace_agent.session.coordination import Coordination
 from uftrace_agent.session.types import (
     AttachOutcome,
     DetachOutcome,
@@ -70,6 +71,10 @@ class SessionLayer(Protocol):
         answer: Callable[[PatchOutcome], _T],
     ) -> _T:
         """Disable tracepoints; no patterns means all. `answer` as for `patch`."""
+        ...
+
+    def coordination(self, session_id: str) -> Coordination:
+        """Where a session's patches are prepared and committed."""
         ...
 
     async def set_limits(

@@ -34,6 +34,7 @@ from uftrace_agent.session.attaching import (
     has_shadow_stack,
 )
 from uftrace_agent.session.budget import NO_CHANGE, LimitChange, Limits
+from uftrace_agent.session.coordination import Coordination
 from uftrace_agent.session.function_names import function_ref
 from uftrace_agent.session.restoring import instrumented_processes, restore_orphan
 from uftrace_agent.session.session import END_SHUTDOWN, Session
@@ -208,6 +209,10 @@ class SessionManager:
     ) -> _T:
         """Disable tracepoints; no patterns means all. `answer` as for `patch`."""
         return await self._get(session_id).unpatch(patterns, writer, answer)
+
+    def coordination(self, session_id: str) -> Coordination:
+        """Where a session's patches are prepared and committed."""
+        return self._get(session_id).coordination
 
     async def set_limits(
         self, session_id: str, change: LimitChange, patterns: Sequence[str]

@@ -30,6 +30,7 @@ from uftrace_agent.recording.rings import RingReader
 from uftrace_agent.session.attaching import Attachment
 from uftrace_agent.session.budget import LimitChange, Limits
 from uftrace_agent.session.budget_note import BudgetNote
+from uftrace_agent.session.coordination import Coordination
 from uftrace_agent.session.drainer import Drainer, Resumed
 from uftrace_agent.session.feed import Feed
 from uftrace_agent.session.leases import Leases
@@ -101,6 +102,9 @@ class Session:
         leases = Leases(attachment.leases if record.generation else ())
         self._tracepoints = TracepointSet(
             attachment, self._throttling, leases, self._worker.breathe
+        )
+        self.coordination = Coordination(
+            process.pid, self._tracepoints, self._run, self._worker.breathe
         )
         self._drainer = Drainer(
             process.pid,
@@ -209,6 +213,7 @@ class Session:
         """
         if not order.patterns:
             raise InvalidRequestError("no function is named", hint="give a name or a pattern")
+        self.coordination.check_free()
         return await self._run(lambda: answer(self._tracepoints.patch(order)))
 
     async def set_limits(self, change: LimitChange, patterns: Sequence[str]) -> LimitsOutcome:
@@ -243,6 +248,7 @@ class Session:
             writer: How.
             answer: As for `patch`.
         """
+        self.coordination.check_free()
         return await self._run(lambda: answer(self._tracepoints.unpatch(patterns, writer)))
 
     def tracepoints(self) -> list[TracepointInfo]:
@@ -341,6 +347,7 @@ class Session:
         Raises:
             BusyTargetError: The threads did not stop in time: the session goes on.
         """
+        self.coordination.give_up()
         try:
             report = await self._run(self._attachment.engine.leave)
         except TargetGoneError:
@@ -411,6 +418,7 @@ class Session:
         if self._closing:
             return
         self._closing = True
+        self.coordination.give_up()
         self._loop.remove_reader(self._pidfd)
         self.end_detail = detail or "ended"
         await asyncio.to_thread(self._drainer.stop, end, detail)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
 from uftrace_agent.engine.model import Status, Writer
 from uftrace_agent.engine.planner import PlanOptions
+from uftrace_agent.engine.preparation import Barrier, Preparation
 from uftrace_agent.engine.program import ProgramFunction
 from uftrace_agent.engine.report import (
     DEFAULT_STOP_DEADLINE_NS,
@@ -42,6 +43,15 @@ from uftrace_agent.session.types import (
 )
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedOrder:
+    """An order that only has to be carried out; patterns that match nothing yet."""
+
+    order: PatchOrder
+    preparation: Preparation
+    unmatched: Sequence[str]
 
 
 class TracepointSet:
@@ -93,17 +103,30 @@ class TracepointSet:
                 the lease is none; the process ended.
         """
         started = time.monotonic_ns()
+        functions, unmatched = self._find(order)
+        report = self._enable(functions, order, self._grant(order))
+        return self._done(report, order, unmatched, started)
+
+    def _find(self, order: PatchOrder) -> tuple[Sequence[ProgramFunction], Sequence[str]]:
         self._program.refresh()
         self._catch_up()
         functions, unmatched = self._program.select_known(order.patterns)
         if unmatched and not order.pending:
             raise self._program.nothing_found(unmatched[0])
-        lease = 0
-        if order.lease is not None and not order.dry_run:
-            # Before the first tracepoint is: who dies in between leaves none behind.
-            lease = self._leases.grant(order.lease.name, order.lease.duration_ns, boottime_ns())
-            self._manifest.write_leases(self._leases.rows())
-        report = self._enable(functions, order, lease)
+        return functions, unmatched
+
+    # Before the first tracepoint is: who dies in between leaves none behind.
+    def _grant(self, order: PatchOrder, later_ns: int = 0) -> int:
+        if order.lease is None or order.dry_run:
+            return 0
+        duration_ns = order.lease.duration_ns + later_ns
+        lease = self._leases.grant(order.lease.name, duration_ns, boottime_ns())
+        self._manifest.write_leases(self._leases.rows())
+        return lease
+
+    def _done(
+        self, report: EngineReport, order: PatchOrder, unmatched: Sequence[str], started: int
+    ) -> PatchOutcome:
         self._choose_samples()
         if order.pending and not order.dry_run:
             self._pending.add(order)
@@ -114,6 +137,18 @@ class TracepointSet:
     def _enable(
         self, functions: Sequence[ProgramFunction], order: PatchOrder, lease: int
     ) -> EngineReport:
+        allowed, refused, options = self._allowed(functions, order)
+        report = EngineReport([])
+        if allowed:
+            report = self._engine.enable(allowed, replace(options, lease=lease), self._announce)
+        self._watch(report, order.writer)
+        report.outcomes += refused
+        return report
+
+    # What may be patched, what is out since it cost too much, and how to go about it.
+    def _allowed(
+        self, functions: Sequence[ProgramFunction], order: PatchOrder
+    ) -> tuple[list[ProgramFunction], list[SiteOutcome], EngineOptions]:
         if order.limits and not order.dry_run:
             self._throttling.set_own([f.address for f in functions], order.limits)
         refused = over_budget(functions, self._throttling)
@@ -124,16 +159,63 @@ class TracepointSet:
             dry_run=order.dry_run or (order.all_or_nothing and bool(refused)),
             stop_deadline_ns=order.stop_deadline_ns or DEFAULT_STOP_DEADLINE_NS,
             owner=order.owner,
-            lease=lease,
             breathe=self._breathe,
         )
-        allowed = [f for f in functions if f.address not in out]
-        report = EngineReport([])
-        if allowed:
-            report = self._engine.enable(allowed, options, self._announce)
+        return [f for f in functions if f.address not in out], refused, options
+
+    # -- patching in two steps ---------------------------------------------
+
+    def prepare(self, order: PatchOrder) -> tuple[PreparedOrder, PatchOutcome]:
+        """Make everything ready for an order, and change no code; and what would become
+        of each function.
+
+        Raises:
+            AgentError: As for `patch`.
+        """
+        started = time.monotonic_ns()
+        functions, unmatched = self._find(order)
+        allowed, refused, options = self._allowed(functions, order)
+        preparation = self._engine.prepare(allowed, options)
+        preparation.report.outcomes += refused
+        shown = replace(preparation.report, outcomes=preparation.outcomes_so_far())
+        outcome = replace(patch_outcome(shown, started, self._names), pending=unmatched)
+        return PreparedOrder(order, preparation, unmatched), outcome
+
+    def commit(
+        self, prepared: PreparedOrder, in_ns: int, barrier: Barrier
+    ) -> tuple[PatchOutcome, int]:
+        """Carry out what was prepared: what became of each function, and when the code had
+        been changed (CLOCK_MONOTONIC; 0: it was not).
+
+        Args:
+            prepared: What.
+            in_ns: The lease counts from then.
+            barrier: Passed right before the change.
+
+        Raises:
+            AgentError: The process ended.
+        """
+        started = time.monotonic_ns()
+        order, preparation = prepared.order, prepared.preparation
+        if preparation.stands:
+            self._program.refresh()
+            lease = self._grant(order, in_ns)
+            preparation.options = replace(preparation.options, lease=lease)
+        report = self._engine.commit(preparation, self._announce, barrier)
         self._watch(report, order.writer)
-        report.outcomes += refused
-        return report
+        outcome = self._done(report, order, prepared.unmatched, started)
+        return outcome, report.written_ns
+
+    def take_back(self, addresses: Sequence[int]) -> int:
+        """Disable some of the functions again; how many were enabled.
+
+        Raises:
+            AgentError: The threads did not stop in time, or the process ended.
+        """
+        report = EngineReport([])
+        known = self._engine.tracepoints
+        self._disable([at for at in addresses if at in known], Writer.AUTO, report)
+        return sum(outcome.status is Status.DISABLED for outcome in report.outcomes)
 
     def _watch(self, report: EngineReport, writer: Writer) -> None:
         tracepoints = self._engine.tracepoints

@@ -113,6 +113,23 @@ class PatchOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitOutcome:
+    """What became of a commit; CLOCK_MONOTONIC of the host.
+
+    Attributes:
+        patch: What became of each function.
+        at_ns: The moment that was asked for.
+        passed_ns: When the change began; 0: it was given up.
+        written_ns: When the code had been changed; 0: it was not.
+    """
+
+    patch: PatchOutcome
+    at_ns: int
+    passed_ns: int
+    written_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Throttle:
     """A function that was taken out because it cost too much: what it did when it was,
     and what was allowed (in the unit of the limit).
