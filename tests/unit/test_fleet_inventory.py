@@ -86,6 +86,10 @@ def test_where_it_lies(tmp_path):
         ("[groups.a]\nhosts = ['@b']", "groups.a.hosts", "is a group", 'children = ["b"]'),
         ("[groups.a]\nport = true", "groups.a.port", "it is no number", "quotes"),
         ("[groups.a]\nport = 0", "groups.a.port", "0 is no port", "65535"),
+        ("[groups.a]\nport = nan", "groups.a.port", "nan is no port", "65535"),
+        ("[groups.a]\nport = inf", "groups.a.port", "inf is no port", "65535"),
+        ("[groups.a]\ncommand = ['a']\ntimeout = nan", "groups.a.timeout", "no time", "seconds"),
+        ("[groups.a]\nstate_dir = '~nobody-here/x'", "groups.a.state_dir", "~nobody-here", "whole"),
         ("[groups.a]\nport = 1.5", "groups.a.port", "1.5 is no port", "65535"),
         ("[groups.a]\nstate_dir = 1", "groups.a.state_dir", "it is no text", '"'),
         ("[groups.a]\ndns = 'x'\nsrv = 'y'", "groups.a", "dns and srv at once", "group of each"),
@@ -112,6 +116,22 @@ def test_what_is_wrong_is_named(tmp_path, text, key, what, hint):
     assert what in caught.value.message
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_groups_may_be_nested_deeper_than_the_stack(tmp_path):
+    chain = [f"[groups.g{number}]\nchildren = ['g{number + 1}']\n" for number in range(3000)]
+    last = "[groups.g3000]\nhosts = ['a']\n"
+    found = load_inventory(write(tmp_path, "".join([*chain, last])))
+    assert [each.name for each in found.members("g0")][-1] == "g3000"
+    circle = "[groups.g3000]\nchildren = ['g2998']\n"
+    with pytest.raises(UsageError, match="g2998 -> g2999 -> g3000 -> g2998"):
+        load_inventory(write(tmp_path, "".join([*chain, circle])))
+
+
+def test_a_group_that_two_groups_share_is_no_circle(tmp_path):
+    text = "[groups.a]\nchildren = ['b', 'c']\n[groups.b]\nchildren = ['c']\n[groups.c]\n"
+    found = load_inventory(write(tmp_path, text))
+    assert [each.name for each in found.members("a")] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("content", [b"[groups", b"\xff\xfe"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,10 +98,10 @@ class Inventory:
         """
         if name != ALL and name not in self.groups:
             raise self._unknown(name)
-        waiting = list(self.groups) if name == ALL else [name]
+        waiting = deque(self.groups if name == ALL else [name])
         seen = set(waiting)
         while waiting:
-            group = self.groups[waiting.pop(0)]
+            group = self.groups[waiting.popleft()]
             yield group
             fresh = [child for child in group.children if child not in seen]
             seen.update(fresh)
@@ -123,22 +124,31 @@ class Inventory:
                     )
         done: set[str] = set()
         for name in self.groups:
-            self._check_cycles(name, (), done)
+            self._check_cycles(name, done)
 
-    def _check_cycles(self, name: str, above: tuple[str, ...], done: set[str]) -> None:
-        if name in above:
-            circle = " -> ".join((*above[above.index(name) :], name))
-            raise wrong(
-                self.path,
-                f"groups.{name}.children",
-                f"the group contains itself: {circle}",
-                "take one of them out of the other's children",
-            )
-        if name in done:
+    # Depth first without recursion: a chain of groups may be longer than Python's stack.
+    def _check_cycles(self, first: str, done: set[str]) -> None:
+        if first in done:
             return
-        for child in self.groups[name].children:
-            self._check_cycles(child, (*above, name), done)
-        done.add(name)
+        # The groups from `first` down to where we are, and the children yet to see of each.
+        above = {first: iter(self.groups[first].children)}
+        while above:
+            name = next(reversed(above))
+            child = next(above[name], None)
+            if child is None:
+                del above[name]
+                done.add(name)
+            elif child in above:
+                path = list(above)
+                circle = " -> ".join((*path[path.index(child) :], child))
+                raise wrong(
+                    self.path,
+                    f"groups.{child}.children",
+                    f"the group contains itself: {circle}",
+                    "take one of them out of the other's children",
+                )
+            elif child not in done:
+                above[child] = iter(self.groups[child].children)
 
     def _unknown(self, name: str) -> UsageError:
         if self.path is None:

@@ -108,7 +108,8 @@ class _Reader:
         table = self._table(where, value)
         self._known(where, table, _GROUP_KEYS)
         port = self._number(f"{where}.port", table.get("port", 0))
-        if port != int(port) or not 0 <= port < 65536 or ("port" in table and not port):
+        # In this order: nan and inf, which TOML has, are no whole numbers.
+        if not 0 <= port < 65536 or port != int(port) or ("port" in table and not port):
             raise self._wrong(f"{where}.port", f"{port} is no port", "1 to 65535")
         state = self._text(f"{where}.state_dir", table.get("state_dir", "."))
         return Group(
@@ -117,7 +118,7 @@ class _Reader:
             tuple(self._texts(f"{where}.children", table.get("children", []))),
             self._source(where, table),
             int(port),
-            self._relative(state) if "state_dir" in table else None,
+            self._relative(f"{where}.state_dir", state) if "state_dir" in table else None,
         )
 
     def _hosts(self, where: str, value: Any) -> tuple[Host, ...]:
@@ -156,7 +157,7 @@ class _Reader:
         if not text:
             raise self._wrong(key, "it is empty", "name something")
         if named[0] == "hosts_file":
-            return FileSource(self._relative(text))
+            return FileSource(self._relative(key, text))
         return DnsSource(named[0], text)
 
     def _dns(self, table: dict[str, Any]) -> DnsSettings:
@@ -179,8 +180,12 @@ class _Reader:
             raise self._wrong(f"{where}.timeout", f"{seconds} is no time", "seconds, at most 3600")
         return seconds
 
-    def _relative(self, text: str) -> Path:
-        return self._path.parent / Path(text).expanduser()
+    def _relative(self, where: str, text: str) -> Path:
+        try:
+            return self._path.parent / Path(text).expanduser()
+        except RuntimeError:
+            who = text.partition("/")[0]
+            raise self._wrong(where, f"nobody's home is {who}", "write the whole path") from None
 
     def _known(self, where: str, table: dict[str, Any], keys: tuple[str, ...]) -> None:
         for key in table:
