@@ -34,6 +34,7 @@ from uftrace_remote.errors import OutputError as OutputError
 from uftrace_remote.errors import PartialFailureError as PartialFailureError
 from uftrace_remote.errors import PermissionDeniedError as PermissionDeniedError
 from uftrace_remote.errors import ResourceExhaustedError as ResourceExhaustedError
+from uftrace_remote.errors import SomeHostsFailedError as SomeHostsFailedError
 from uftrace_remote.errors import StreamBrokenError as StreamBrokenError
 from uftrace_remote.errors import TargetGoneError as TargetGoneError
 from uftrace_remote.errors import UftraceError as UftraceError
@@ -121,6 +122,7 @@ __all__ = [
     "RefusalReason",
     "ResourceExhaustedError",
     "Session",
+    "SomeHostsFailedError",
     "StreamBrokenError",
     "SyncAgentClient",
     "Target",

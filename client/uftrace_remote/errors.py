@@ -18,6 +18,7 @@
       StreamBrokenError              11   the agent went away in the middle of a stream
       OutputError                    12   disk full, not writable, not a trace
       PartialFailureError            13   functions were refused and that was not acceptable
+      SomeHostsFailedError           14   some hosts of a fleet failed, others did not
       AgentInternalError             70   a bug or a kernel surprise; the target is as before
 
 gRPC errors become these in one place, `_grpc_errors.py`.
@@ -180,6 +181,13 @@ class PartialFailureError(UftraceError):
 
     default_reason = "FUNCTIONS_REFUSED"
     exit_code = 13
+
+
+class SomeHostsFailedError(UftraceError):
+    """Some hosts of a fleet failed, others did not."""
+
+    default_reason = "SOME_HOSTS_FAILED"
+    exit_code = 14
 
 
 class AgentInternalError(UftraceError):

@@ -56,10 +56,10 @@ Exit codes:
      3  agent not reachable         11  the agent went away during a stream
      4  not authenticated, not      12  output could not be written or read
         allowed                     13  functions were refused
-     5  no such process, function   70  a bug of the agent or of this program
-        or session                 130  interrupted before the work began
+     5  no such process, function   14  some hosts failed, others did not
+        or session                  70  a bug of the agent or of this program
      6  somebody else is in the way
-     7  unsupported target
+     7  unsupported target         130  interrupted before the work began
 """
 
 
