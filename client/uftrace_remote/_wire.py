@@ -6,7 +6,14 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, TypeVar
 
-from uftrace.agent.v1 import agent_pb2, event_pb2, process_pb2, session_pb2, tracepoint_pb2
+from uftrace.agent.v1 import (
+    agent_pb2,
+    coordination_pb2,
+    event_pb2,
+    process_pb2,
+    session_pb2,
+    tracepoint_pb2,
+)
 from uftrace_remote.enums import (
     Architecture,
     EndReason,
@@ -19,6 +26,7 @@ from uftrace_remote.enums import (
     SiteKind,
     TracepointState,
 )
+from uftrace_remote.preparation import CommitResult, Preparation
 from uftrace_remote.values import (
     AgentInfo,
     AttachResult,
@@ -277,6 +285,25 @@ def patch_from_wire(message: tracepoint_pb2.PatchResponse) -> PatchResult:
         writer_detail=message.writer_detail,
         pauses={pause.tid: pause.nanos for pause in message.pauses},
         pending_patterns=tuple(message.pending_patterns),
+    )
+
+
+def preparation_from_wire(
+    session_id: str, message: coordination_pb2.PreparePatchResponse
+) -> Preparation:
+    """What is ready to be committed."""
+    return Preparation(
+        session_id, message.preparation_id, message.ready, patch_from_wire(message.plan)
+    )
+
+
+def commit_from_wire(message: coordination_pb2.AwaitPatchResponse) -> CommitResult:
+    """What became of a commit."""
+    return CommitResult(
+        patch=patch_from_wire(message.patch),
+        at_ns=message.at_monotonic_nanos,
+        begun_ns=message.begun_monotonic_nanos,
+        written_ns=message.written_monotonic_nanos,
     )
 
 

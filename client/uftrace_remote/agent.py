@@ -21,7 +21,14 @@ from typing import Any, TypeVar
 
 import grpc
 
-from uftrace.agent.v1 import agent_pb2, agent_pb2_grpc, process_pb2, session_pb2, tracepoint_pb2
+from uftrace.agent.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    coordination_pb2,
+    process_pb2,
+    session_pb2,
+    tracepoint_pb2,
+)
 from uftrace_remote import _grpc_errors, _wire
 from uftrace_remote._channel import open_channel
 from uftrace_remote._resolve import choose_process, choose_processes
@@ -29,6 +36,7 @@ from uftrace_remote._stream import StreamRequest, read_events
 from uftrace_remote.credentials import CredentialOptions, Credentials, find_credentials
 from uftrace_remote.endpoint import Endpoint
 from uftrace_remote.enums import PatchWriter
+from uftrace_remote.preparation import CommitResult, Preparation
 from uftrace_remote.target import ProcessSelector
 from uftrace_remote.values import (
     AgentInfo,
@@ -230,9 +238,17 @@ class AgentClient:
         call = self._stub.Attach(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.attach_from_wire(await self._answer(call))
 
-    async def detach(self, session_id: str) -> DetachResult:
-        """Unpatches everything and leaves the process as it was."""
-        request = session_pb2.DetachRequest(request_id=_request_id(), session_id=session_id)
+    async def detach(self, session_id: str, *, if_unused: bool = False) -> DetachResult:
+        """Unpatches everything and leaves the process as it was.
+
+        Args:
+            session_id: The session.
+            if_unused: Only where nobody uses it: no tracepoint is enabled, no patch is
+                prepared, no stream is open.
+        """
+        request = session_pb2.DetachRequest(
+            request_id=_request_id(), session_id=session_id, if_unused=if_unused
+        )
         call = self._stub.Detach(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.detach_from_wire(await self._answer(call))
 
@@ -249,23 +265,88 @@ class AgentClient:
         Raises:
             NoSuchFunctionError: A pattern matched nothing.
         """
-        chosen = options or PatchOptions()
-        request = tracepoint_pb2.PatchRequest(
-            request_id=_request_id(),
-            session_id=session_id,
-            patterns=list(patterns),
-            writer=tracepoint_pb2.PatchWriter.Name(chosen.writer),
-            entry_only=chosen.entry_only,
-            all_or_nothing=chosen.all_or_nothing,
-            dry_run=chosen.dry_run,
-            stop_deadline_nanos=chosen.stop_deadline_ns,
-            allow_multi=chosen.allow_multi,
-            limits=_wire.limits_to_wire(chosen.limits),
-            lease=_wire.lease_to_wire(chosen.lease),
-            pending=chosen.pending,
-        )
+        request = _patch_request(session_id, patterns, options or PatchOptions())
         call = self._stub.Patch(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.patch_from_wire(await self._answer(call))
+
+    async def prepare_patch(
+        self,
+        session_id: str,
+        patterns: Iterable[str],
+        options: PatchOptions | None = None,
+        hold_seconds: float = 0.0,
+    ) -> Preparation:
+        """Makes everything ready for a patch, and changes no code.
+
+        Args:
+            session_id: The session.
+            patterns: As for `patch`.
+            options: How; the lease counts from the moment of the commit.
+            hold_seconds: It is dropped if it is not committed within this time; 0 is the
+                agent's default.
+
+        Raises:
+            ConflictError: Somebody else is about to patch the process.
+            NoSuchFunctionError: A pattern matched nothing.
+        """
+        request = coordination_pb2.PreparePatchRequest(
+            request_id=_request_id(),
+            patch=_patch_request(session_id, patterns, options or PatchOptions()),
+            hold_nanos=int(hold_seconds * 1e9),
+        )
+        call = self._stub.PreparePatch(request, timeout=self._heavy, metadata=self._metadata)
+        return _wire.preparation_from_wire(session_id, await self._answer(call))
+
+    async def commit_patch(
+        self, preparation: Preparation, at_monotonic_ns: int, most_late_seconds: float = 0.0
+    ) -> float:
+        """Has a prepared patch made at a moment; in how many seconds that is. Answers at once.
+
+        Args:
+            preparation: What.
+            at_monotonic_ns: The moment, on the CLOCK_MONOTONIC of the agent's host.
+            most_late_seconds: Nothing is changed if it cannot be by so long after the
+                moment; 0 is the agent's default.
+
+        Raises:
+            NotFoundError: It was dropped.
+            UsageError: The moment is over, or too far away.
+        """
+        request = coordination_pb2.CommitPatchRequest(
+            request_id=_request_id(),
+            session_id=preparation.session_id,
+            preparation_id=preparation.preparation_id,
+            at_monotonic_nanos=at_monotonic_ns,
+            most_late_nanos=int(most_late_seconds * 1e9),
+        )
+        call = self._stub.CommitPatch(request, timeout=self._timeout, metadata=self._metadata)
+        answer: coordination_pb2.CommitPatchResponse = await self._answer(call)
+        return answer.in_nanos / 1e9
+
+    async def await_patch(self, preparation: Preparation) -> CommitResult:
+        """What became of a commit, once its moment has passed."""
+        request = coordination_pb2.AwaitPatchRequest(
+            session_id=preparation.session_id, preparation_id=preparation.preparation_id
+        )
+        call = self._stub.AwaitPatch(request, timeout=self._heavy, metadata=self._metadata)
+        return _wire.commit_from_wire(await self._answer(call))
+
+    async def abort_patch(self, preparation: Preparation) -> int:
+        """Gives a patch up at any stage; how many functions it had enabled, which are
+        disabled again.
+
+        Raises:
+            NotFoundError: It was dropped before: nothing of it is left.
+            BusyTargetError: The threads did not stop in time: try again.
+        """
+        request = coordination_pb2.AbortPatchRequest(
+            request_id=_request_id(),
+            session_id=preparation.session_id,
+            preparation_id=preparation.preparation_id,
+        )
+        call = self._stub.AbortPatch(request, timeout=self._heavy, metadata=self._metadata)
+        answer: coordination_pb2.AbortPatchResponse = await self._answer(call)
+        return answer.disabled_count
 
     async def unpatch(
         self,
@@ -395,6 +476,25 @@ def default_owner() -> str:
     owner = f"{user}@{socket.gethostname()}"
     # It travels as gRPC metadata, which is ASCII.
     return owner.encode("ascii", "replace").decode()
+
+
+def _patch_request(
+    session_id: str, patterns: Iterable[str], options: PatchOptions
+) -> tracepoint_pb2.PatchRequest:
+    return tracepoint_pb2.PatchRequest(
+        request_id=_request_id(),
+        session_id=session_id,
+        patterns=list(patterns),
+        writer=tracepoint_pb2.PatchWriter.Name(options.writer),
+        entry_only=options.entry_only,
+        all_or_nothing=options.all_or_nothing,
+        dry_run=options.dry_run,
+        stop_deadline_nanos=options.stop_deadline_ns,
+        allow_multi=options.allow_multi,
+        limits=_wire.limits_to_wire(options.limits),
+        lease=_wire.lease_to_wire(options.lease),
+        pending=options.pending,
+    )
 
 
 def _request_id() -> str:

@@ -108,6 +108,8 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         session_id = _session_id(request.session_id)
 
         async def detach() -> session_pb2.DetachResponse:
+            if request.if_unused and self._sessions.is_used(session_id):
+                return session_pb2.DetachResponse(kept=True)
             return convert.detach_response(await self._sessions.detach(session_id))
 
         return await self._changes.make(context, request, f"session {session_id}", detach)

@@ -53,6 +53,10 @@ class SessionLayer(Protocol):
         """Hold a process, or join the session that holds it."""
         ...
 
+    def is_used(self, session_id: str) -> bool:
+        """Whether a tracepoint is enabled, a patch prepared, or a stream open."""
+        ...
+
     async def detach(self, session_id: str) -> DetachOutcome:
         """Leave the process as it was."""
         ...

@@ -87,15 +87,21 @@ class Coordination:
         self._held: _Held | None = None
         self._is_preparing = False
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is prepared, or about to be."""
+        held = self._held
+        return self._is_preparing or (held is not None and held.is_open(time.monotonic_ns()))
+
     def check_free(self) -> None:
         """Refuse what would change a prepared process.
 
         Raises:
             ConflictError: Somebody is about to patch it.
         """
-        held, now_ns = self._held, time.monotonic_ns()
-        if self._is_preparing or (held is not None and held.is_open(now_ns)):
-            left_ns = held.ends_ns - now_ns if held is not None else 0
+        if self.is_busy:
+            held = self._held
+            left_ns = held.ends_ns - time.monotonic_ns() if held is not None else 0
             owner = held.owner if held is not None else ""
             raise ConflictError(
                 f"{owner or 'somebody'} is about to patch process {self._pid}",

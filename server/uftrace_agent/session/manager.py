@@ -190,6 +190,12 @@ class SessionManager:
             reason=session.end_detail,
         )
 
+    def is_used(self, session_id: str) -> bool:
+        """Whether a tracepoint is enabled, a patch prepared, or a stream open."""
+        session = self._get(session_id)
+        info = session.info()
+        return bool(info.tracepoint_count or info.stream_count or session.coordination.is_busy)
+
     async def detach(self, session_id: str) -> DetachOutcome:
         """Leave the process as it was."""
         return await self._get(session_id).detach()
