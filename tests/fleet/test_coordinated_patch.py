@@ -25,11 +25,12 @@ from uftrace_remote.fleet.rollout import RolloutPolicy, Step
 from uftrace_remote.values import Lease, PatchOptions
 
 
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    """Three agents, each with a program of its own."""
-    with running_hosts(tmp_path, 3) as started:
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Three agents, each with a program of its own; for tests that do not hurt them."""
+    with running_hosts(tmp_path_factory.mktemp("hosts"), 3) as started:
         yield started
+        started.quit()
 
 
 LEAVES = PatchPlan(("leaf", "chain_*"))
@@ -172,7 +173,13 @@ async def test_no_such_function_anywhere(hosts: Hosts) -> None:
     hosts.check()
 
 
-async def test_some_may_fail_where_that_is_allowed(hosts: Hosts) -> None:
+async def test_some_may_fail_where_that_is_allowed(tmp_path: Path) -> None:
+    with running_hosts(tmp_path, 3) as hosts:
+        await some_fail(hosts)
+        hosts.quit()
+
+
+async def some_fail(hosts: Hosts) -> None:
     async with hosts.fleet() as fleet:
         members = await hosts.members(fleet)
         hosts[1].agent.kill()
@@ -244,10 +251,20 @@ async def test_a_client_that_dies_leaves_nothing_enabled_for_longer_than_its_lea
             assert (await client.await_patch(prepared)).is_written
     # WHEN nobody is there any more
     wait_until(lambda: prepared_only(hosts))
+    for host in hosts:
+        with host.agent.client() as client:
+            (session,) = client.sessions()
+            client.detach(session.session_id)
     hosts.check()
 
 
-async def test_an_agent_that_dies_armed_enables_nothing(hosts: Hosts) -> None:
+async def test_an_agent_that_dies_armed_enables_nothing(tmp_path: Path) -> None:
+    with running_hosts(tmp_path, 1) as hosts:
+        await dies_armed(hosts)
+        hosts.quit()
+
+
+async def dies_armed(hosts: Hosts) -> None:
     async with hosts.fleet() as fleet:
         (member, *_) = await hosts.members(fleet)
         client = member.agent.client

@@ -36,7 +36,7 @@ from uftrace_remote.values import FunctionResult, Lease, PatchOptions
 PROBATION_SECONDS: Final = 30.0
 # From the last commit request on its way to the moment itself.
 _MARGIN_SECONDS: Final = 0.1
-_LEAD_SECONDS: Final = 0.2
+_LEAD_SECONDS: Final = 1.0
 _LEAD_PER_MEMBER: Final = 0.003
 _HOLD_SECONDS: Final = 30.0
 _MOST_LATE_SECONDS: Final = 1.0
