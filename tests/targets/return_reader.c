@@ -40,6 +40,7 @@ static void worker(long index)
 	for (int first = 1; harness_running(); first = 0) {
 		if (!first && !asked[index]) {
 			harness_milliseconds(1);
+			harness_iterated();
 			continue;
 		}
 		hold_return(hold);
