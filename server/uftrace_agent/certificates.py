@@ -98,6 +98,21 @@ def fits_key(certificate_pem: bytes, key_pem: bytes) -> bool:
     return certificate.public_key() == _load_key(key_pem).public_key()
 
 
+def check_authority(pem: bytes) -> None:
+    """See that a file holds certificates that may sign others.
+
+    Raises:
+        ValueError: One does not, or there is none.
+    """
+    for certificate in x509.load_pem_x509_certificates(pem):
+        try:
+            constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        except x509.ExtensionNotFound as error:
+            raise ValueError("ca.pem holds a certificate that is no authority's") from error
+        if not constraints.value.ca:
+            raise ValueError("ca.pem holds a certificate that is no authority's")
+
+
 def serves(
     certificate_pem: bytes, ca_pem: bytes, names: Sequence[str], now: datetime.datetime
 ) -> bool:

@@ -1,13 +1,15 @@
 """The command `uftrace-agent`.
 
 Exit codes: 0 ended by a signal, with every process left as it was; 1 a bug;
-2 wrong usage; 3 cannot listen; 4 the state directory cannot be used.
+2 wrong usage; 3 cannot listen; 4 the state directory, the certificates or the
+policy cannot be used.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 
 import click
@@ -24,6 +26,7 @@ from uftrace_agent.config import (
 from uftrace_agent.logging_setup import LogFormat, set_up_logging
 from uftrace_agent.memory_use import limit_arenas
 from uftrace_agent.state_directory import (
+    TOKEN_FILES,
     StateDirectory,
     StateDirectoryError,
     default_state_directory,
@@ -37,7 +40,7 @@ class CannotListen(click.ClickException):
 
 
 class CannotKeepState(click.ClickException):
-    """The state directory cannot be used."""
+    """The state directory, a fleet's certificates or the policy cannot be used."""
 
     exit_code = 4
 
@@ -115,6 +118,27 @@ def _parse_limit(
     help="Calls per second that one tracepoint may have (500k, 1M, off).  [default: 1M; off "
     "with --budget off]",
 )
+@click.option(
+    "--tls-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="UFTRACE_AGENT_TLS_DIR",
+    show_envvar=True,
+    help="Folder with a fleet's ca.pem, server.pem and server.key (uftrace-remote pki issue "
+    "agent); clients then need certificates of that CA.",
+)
+@click.option(
+    "--policy",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="UFTRACE_AGENT_POLICY",
+    show_envvar=True,
+    help="File of rules: which processes may be touched by whom, and what that may cost.",
+)
+@click.option(
+    "--audit",
+    metavar="FILE",
+    help="File of changes, one JSON object a line, or log for the log alone.  "
+    "[default: audit.jsonl in the state directory]",
+)
 @click.version_option(__version__, prog_name="uftrace-agent")
 @click.pass_context
 def main(
@@ -126,6 +150,9 @@ def main(
     insecure: bool,
     budget: float,
     rate_limit: float | None,
+    tls_dir: Path | None,
+    policy: Path | None,
+    audit: str | None,
 ) -> None:
     """Trace functions of the running processes of this host, for uftrace-remote.
 
@@ -134,6 +161,7 @@ def main(
     was killed leaves its processes running and instrumented: the next one goes
     on where it stopped.
     """
+    context.obj = state_dir.absolute()
     if context.invoked_subcommand is not None:
         return
     set_up_logging(log_format, log_level)
@@ -144,13 +172,18 @@ def main(
     from uftrace_agent.rpc.server import ListenError
     from uftrace_agent.session.budget import NO_LIMITS, Limits
     from uftrace_agent.session.manager import SessionManager
+    from uftrace_agent.trust.policy import PolicyError
 
-    try:
-        state = StateDirectory(state_dir.absolute())
-    except StateDirectoryError as error:
-        raise CannotKeepState(str(error)) from error
+    state = _open_state(state_dir.absolute())
     default = (ListenAddress("127.0.0.1"), ListenAddress(path=state.socket_path))
-    config = AgentConfig(listen=listen or default, state_dir=state.path, insecure=insecure)
+    config = AgentConfig(
+        listen=listen or default,
+        state_dir=state.path,
+        insecure=insecure,
+        tls_dir=tls_dir,
+        policy=policy,
+        audit=None if audit == "log" else Path(audit or state.path / "audit.jsonl"),
+    )
 
     default_rate = NO_LIMITS.rate if budget == NO_LIMITS.cpu else Limits().rate
     limits = Limits(budget, default_rate if rate_limit is None else rate_limit)
@@ -163,6 +196,48 @@ def main(
         asyncio.run(run())
     except ListenError as error:
         raise CannotListen(str(error)) from error
+    except (StateDirectoryError, PolicyError) as error:
+        raise CannotKeepState(str(error)) from error
+
+
+def _open_state(path: Path) -> StateDirectory:
+    try:
+        return StateDirectory(path)
+    except StateDirectoryError as error:
+        raise CannotKeepState(str(error)) from error
+
+
+_ROLES = click.Choice(list(TOKEN_FILES))
+
+
+@main.command()
+@click.option("--token", "shown", type=_ROLES, help="Print the token of this role, alone.")
+@click.option("--renew", "renewed", type=_ROLES, help="Make a new token for this role first.")
+@click.pass_obj
+def credentials(state_dir: Path, shown: str | None, renewed: str | None) -> None:
+    """Print what another host needs to log in: fingerprint, and where the tokens are.
+
+    No token is printed unless it is asked for. A running agent takes a new
+    token, and no longer the old one, at once. A role whose file is removed
+    cannot be had by a token.
+    """
+    state = _open_state(state_dir)
+    if renewed:
+        state.renew_token(renewed)
+    if shown:
+        try:
+            click.echo(state.token_of(shown))
+        except OSError as error:
+            raise CannotKeepState(f"{error.filename}: {error.strerror}") from error
+        return
+    click.echo(f"fingerprint of ca.pem (SHA-256): {state.ca_fingerprint}")
+    for role, name in TOKEN_FILES.items():
+        click.echo(f"token for {role}: {state.path / name}")
+    click.echo(
+        f"on the other host: uftrace-remote login {socket.gethostname()} "
+        f"--fingerprint {state.ca_fingerprint}"
+    )
+    click.echo("it asks for a token: uftrace-agent credentials --token trace")
 
 
 @main.command()

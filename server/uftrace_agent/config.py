@@ -86,11 +86,17 @@ class AgentConfig:
         listen: Where to listen, at least one address.
         state_dir: Folder of keys, certificates, token and socket.
         insecure: No TLS and no token.
+        tls_dir: Folder of a fleet's certificates; None for the agent's own.
+        policy: File of rules; None where there are none.
+        audit: File of changes; None for the log alone.
     """
 
     listen: tuple[ListenAddress, ...]
     state_dir: Path
     insecure: bool = False
+    tls_dir: Path | None = None
+    policy: Path | None = None
+    audit: Path | None = None
 
 
 def parse_share(text: str) -> float:

@@ -3,7 +3,8 @@
     ca.pem, ca.key            made on first start, for ten years
     server.pem, server.key    made on first start; the certificate is renewed
                               when it is about to end or the host's name changed
-    token                     what clients prove themselves with
+    token                     what clients prove themselves with, for everything
+    token.trace, token.view   the same with fewer rights
     agent.sock                the default unix socket
 
 A client of the same user on the same host reads `ca.pem` and `token` here.
@@ -26,7 +27,9 @@ from pathlib import Path
 from uftrace_agent import certificates
 
 _TOKEN_BYTES = 32
-_PRIVATE_FILES = ("token", "ca.key", "server.key")
+# By the role that they give.
+TOKEN_FILES: Mapping[str, str] = {"admin": "token", "trace": "token.trace", "view": "token.view"}
+_PRIVATE_FILES = (*TOKEN_FILES.values(), "ca.key", "server.key")
 
 
 class StateDirectoryError(Exception):
@@ -68,6 +71,8 @@ class StateDirectory:
             it cannot be made or written.
     """
 
+    clients_need_certificates = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
@@ -88,15 +93,42 @@ class StateDirectory:
 
     @property
     def token(self) -> str:
-        """What clients prove themselves with."""
-        return self._private("token").decode().strip()
+        """What clients prove themselves with, for everything."""
+        return self.token_of("admin")
+
+    def token_of(self, role: str) -> str:
+        """The token that gives a role: `view`, `trace` or `admin`.
+
+        Raises:
+            StateDirectoryError: Others can read it.
+            OSError: It cannot be read.
+        """
+        return self._private(TOKEN_FILES[role]).decode().strip()
+
+    def token_versions(self) -> Mapping[str, tuple[int, int, int]]:
+        """A value that changes when a token does, or who may read it."""
+        versions = {}
+        for role, name in TOKEN_FILES.items():
+            with contextlib.suppress(OSError):
+                status = (self.path / name).stat()
+                versions[role] = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+        return versions
+
+    def renew_token(self, role: str) -> None:
+        """Make a new token for a role; a running agent no longer takes the old one.
+
+        Raises:
+            OSError: It could not be written; the old one is still there.
+        """
+        with self._locked():
+            self._make_token(TOKEN_FILES[role])
 
     @property
     def ca_fingerprint(self) -> str:
         """SHA-256 of the CA's certificate, for people to compare."""
         return certificates.fingerprint((self.path / "ca.pem").read_bytes())
 
-    def certificate_version(self) -> tuple[int, int]:
+    def certificate_version(self) -> tuple[int, ...]:
         """A value that changes when the server's certificate or key does."""
         return (
             (self.path / "server.pem").stat().st_mtime_ns,
@@ -162,8 +194,9 @@ class StateDirectory:
     def _complete(self) -> None:
         now = datetime.datetime.now(datetime.UTC)
         with self._locked():
-            if not (self.path / "token").exists():
-                self._write("token", secrets.token_urlsafe(_TOKEN_BYTES).encode() + b"\n", 0o600)
+            for name in TOKEN_FILES.values():
+                if not (self.path / name).exists():
+                    self._make_token(name)
             # A key is always there before its certificate: a certificate
             # without its key could only have been brought here.
             if not (self.path / "ca.pem").exists():
@@ -175,6 +208,9 @@ class StateDirectory:
             for name in _PRIVATE_FILES:
                 if (self.path / name).exists():
                     self._private(name)
+
+    def _make_token(self, name: str) -> None:
+        self._write(name, secrets.token_urlsafe(_TOKEN_BYTES).encode() + b"\n", 0o600)
 
     def _renew(self, now: datetime.datetime) -> bool:
         if not (self.path / "ca.key").exists():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,15 +37,14 @@ _CAPABILITIES: Mapping[str, _Capability] = {
 }
 _UNKNOWN = _Capability(agent_pb2.ARCHITECTURE_UNSPECIFIED, (), ())
 
-_STARTED_UNIX_NS = time.time_ns()
-
 
 def agent_info(
-    session_count: int, now: Anchor, cost: ProbeCost, limits: Limits
+    started_unix_ns: int, session_count: int, now: Anchor, cost: ProbeCost, limits: Limits
 ) -> agent_pb2.GetAgentInfoResponse:
     """Describe this agent.
 
     Args:
+        started_unix_ns: When it started.
         session_count: How many sessions it holds.
         now: This moment on all clocks of the host.
         cost: What a probe costs.
@@ -61,7 +59,7 @@ def agent_info(
         kernel_release=platform.release(),
         boot_id=boot_id(),
         pid=os.getpid(),
-        started_unix_nanos=_STARTED_UNIX_NS,
+        started_unix_nanos=started_unix_ns,
         session_count=session_count,
         now=event_pb2.ClockAnchor(
             ticks=now.ticks,

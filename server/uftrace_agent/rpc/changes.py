@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar, cast
 
-import structlog
 from google.protobuf.message import Message
 
 from uftrace_agent.errors import AgentError, InvalidRequestError
+from uftrace_agent.rpc.audit_trail import AuditTrail, kind_of
+from uftrace_agent.rpc.caller import present_caller
 from uftrace_agent.rpc.handlers import Context
 from uftrace_agent.rpc.idempotency import RequestLedger
-
-# Clients say here on whose behalf they call. It is shown to others and
-# logged; nothing is decided by it.
-OWNER_HEADER = "uftrace-owner"
-
-_audit = structlog.stdlib.get_logger("uftrace_agent.audit")
 
 
 class ChangeRequest(Protocol):
@@ -33,23 +28,19 @@ class ChangeRequest(Protocol):
 _Response = TypeVar("_Response", bound=Message)
 
 
-def owner_of(context: Context) -> str:
-    """On whose behalf a call is made: what the client says, or its address."""
-    for key, value in context.invocation_metadata() or ():
-        if key == OWNER_HEADER and isinstance(value, str) and value:
-            return value
-    return context.peer()
-
-
 class Changes:
     """Makes changes, each request once.
 
     Args:
         ledger: Remembers the requests.
+        trail: Where they are written down.
     """
 
-    def __init__(self, ledger: RequestLedger[Message]) -> None:
+    def __init__(self, ledger: RequestLedger[Message], trail: AuditTrail) -> None:
         self._ledger = ledger
+        self._trail = trail
+        # The event loop itself only has weak references to its tasks.
+        self._following: set[asyncio.Task[None]] = set()
 
     async def make(
         self,
@@ -70,7 +61,7 @@ class Changes:
             InvalidRequestError: The call has no deadline, or the request id is
                 missing or was used otherwise.
         """
-        kind = type(request).__name__.removesuffix("Request")
+        kind = kind_of(request)
         # A client without a deadline would wait for ever on a dead agent, and
         # not know what became of the process.
         if context.time_remaining() is None:
@@ -80,26 +71,46 @@ class Changes:
                 hint="give the call a timeout",
             )
 
-        line = _audit.bind(
-            who=owner_of(context),
-            peer=context.peer(),
-            what=kind.lower(),
-            target=target,
-            request_id=request.request_id,
-        )
+        line = self._trail.line(context, request, target)
 
         async def audited() -> _Response:
-            begun = time.monotonic()
             try:
                 response = await operation()
             except BaseException as error:
-                reason = error.reason if isinstance(error, AgentError) else type(error).__name__
-                line.warning("change failed", result=reason, error=str(error))
+                line.failed(error)
                 raise
-            line.info("change", result="OK", seconds=round(time.monotonic() - begun, 6))
+            line.done()
             return response
 
-        content = f"{kind}:".encode() + request.SerializeToString(deterministic=True)
+        # Nobody gets the answer of somebody else's request by guessing its id.
+        who = present_caller().identity.name
+        content = f"{who}:{kind}:".encode() + request.SerializeToString(deterministic=True)
         answer = await self._ledger.once(request.request_id, content, audited)
         # The ledger gave the answer of this very request, so of this kind.
         return cast(_Response, answer)
+
+    def follow(
+        self, context: Context, request: ChangeRequest, target: str, what: str, end: Awaitable[None]
+    ) -> None:
+        """Write down how a change ends that a request only has begun.
+
+        Args:
+            context: Of the RPC.
+            request: The request.
+            target: What is changed, in words for the log.
+            what: What the change is called.
+            end: Is over when the change is, and raises why it was not made.
+        """
+        line = self._trail.line(context, request, target, what=what)
+
+        async def wait() -> None:
+            try:
+                await end
+            except (AgentError, asyncio.CancelledError) as error:
+                line.failed(error)
+            else:
+                line.done()
+
+        task = asyncio.ensure_future(wait())
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)

@@ -12,11 +12,12 @@ from grpc import aio
 Context: TypeAlias = "aio.ServicerContext[Any, Any]"
 # Generic for type checkers only.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Guard = Callable[[Context], AbstractAsyncContextManager[None]]
+# Given the context and the request; of a client stream, its iterator.
+Guard = Callable[[Context, Any], AbstractAsyncContextManager[None]]
 
 
 def guarded(handler: Handler, guard: Guard) -> Handler:
-    """Make a handler that runs inside `guard(context)`.
+    """Make a handler that runs inside `guard(context, request)`.
 
     Args:
         handler: As the continuation of an interceptor returns it.
@@ -29,11 +30,11 @@ def guarded(handler: Handler, guard: Guard) -> Handler:
     make, behaviour = _kind(handler)
 
     async def answer_once(request: Any, context: Context) -> Any:
-        async with guard(context):
+        async with guard(context, request):
             return await behaviour(request, context)
 
     async def answer_many(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with guard(context):
+        async with guard(context, request):
             async for response in behaviour(request, context):
                 yield response
 
@@ -58,13 +59,12 @@ class GuardInterceptor(aio.ServerInterceptor):
     """Puts a guard around the RPCs that it is for.
 
     Args:
-        guard: What goes around each RPC.
-        exempt_services: Full names of services that are left alone.
+        guard_of: Gives the guard of a method (`package.Service/Method`), or
+            None for one that is left alone.
     """
 
-    def __init__(self, guard: Guard, exempt_services: frozenset[str] = frozenset()) -> None:
-        self._guard = guard
-        self._exempt_services = exempt_services
+    def __init__(self, guard_of: Callable[[str], Guard | None]) -> None:
+        self._guard_of = guard_of
 
     async def intercept_service(
         self,
@@ -73,7 +73,5 @@ class GuardInterceptor(aio.ServerInterceptor):
     ) -> Handler | None:
         """Wrap the handler that the rest of the chain gives."""
         handler = await continuation(handler_call_details)
-        service = handler_call_details.method.rpartition("/")[0].lstrip("/")
-        if handler is None or service in self._exempt_services:
-            return handler
-        return guarded(handler, self._guard)
+        guard = self._guard_of(handler_call_details.method.lstrip("/"))
+        return handler if handler is None or guard is None else guarded(handler, guard)

@@ -36,6 +36,8 @@ async def serve(
 
     Raises:
         ListenError: Cannot listen on an address.
+        StateDirectoryError: A fleet's certificates cannot be used.
+        PolicyError: The policy cannot be read.
     """
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -58,7 +60,9 @@ async def serve(
             "agent is ready",
             version=__version__,
             state_dir=str(config.state_dir),
-            ca_sha256=state.ca_fingerprint,
+            # Of what the ports show, which may be a fleet's.
+            ca_sha256=server.ca_fingerprint,
+            other_hosts="uftrace-remote login HOST; uftrace-agent credentials has the tokens",
         )
         if config.insecure:
             _log.warning("no TLS and no token: whoever reaches a port can change every process")

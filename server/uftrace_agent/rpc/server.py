@@ -19,14 +19,22 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from uftrace.agent.v1 import agent_pb2, agent_pb2_grpc
+from uftrace_agent.certificates import fingerprint
 from uftrace_agent.config import AgentConfig, ListenAddress
-from uftrace_agent.rpc.auth import token_interceptor
+from uftrace_agent.rpc.access import Access
+from uftrace_agent.rpc.audit_trail import AuditTrail
+from uftrace_agent.rpc.auth import Authenticator, no_authentication
 from uftrace_agent.rpc.changes import Changes
 from uftrace_agent.rpc.idempotency import RequestLedger
 from uftrace_agent.rpc.servicer import AgentServicer
 from uftrace_agent.rpc.session_layer import SessionLayer
 from uftrace_agent.rpc.status import error_interceptor
 from uftrace_agent.state_directory import StateDirectory, StateDirectoryError
+from uftrace_agent.trust.audit import AuditFile
+from uftrace_agent.trust.guess_limiter import GuessLimiter
+from uftrace_agent.trust.policy_file import PolicyFile
+from uftrace_agent.trust.tls_directory import TlsDirectory
+from uftrace_agent.trust.tokens import Tokens
 
 SERVICE_NAME = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
 
@@ -63,6 +71,10 @@ class AgentServer:
         config: Addresses, and whether to do without TLS and token.
         state: Keys and token.
         sessions: The session layer.
+
+    Raises:
+        StateDirectoryError: A fleet's certificates cannot be used.
+        PolicyError: The policy cannot be read.
     """
 
     def __init__(self, config: AgentConfig, state: StateDirectory, sessions: SessionLayer) -> None:
@@ -70,9 +82,16 @@ class AgentServer:
         self._state = state
         self._sessions = sessions
         self._ledger: RequestLedger[Message] = RequestLedger(weigh=lambda answer: answer.ByteSize())
-        interceptors = [error_interceptor()]
-        if not config.insecure:
-            interceptors.append(token_interceptor(state.token))
+        self._certified = TlsDirectory(config.tls_dir) if config.tls_dir else state
+        self._audit = AuditFile(config.audit)
+        trail = AuditTrail(self._audit)
+        access = Access(
+            no_authentication if config.insecure else Authenticator(Tokens(state), GuessLimiter()),
+            PolicyFile(config.policy).current if config.policy else None,
+            sessions,
+            trail,
+        )
+        interceptors = [error_interceptor(), access.interceptor()]
         self._server = aio.server(interceptors=interceptors, options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -80,8 +99,13 @@ class AgentServer:
             (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         agent_pb2_grpc.add_AgentServiceServicer_to_server(
-            AgentServicer(sessions, Changes(self._ledger)), self._server
+            AgentServicer(sessions, Changes(self._ledger, trail)), self._server
         )
+
+    @property
+    def ca_fingerprint(self) -> str:
+        """SHA-256 of the authority that the ports' certificate is of."""
+        return fingerprint(self._certified.tls().ca)
 
     async def start(self) -> list[ListenAddress]:
         """Bind every address and serve.
@@ -114,6 +138,7 @@ class AgentServer:
         finally:
             await self._sessions.shutdown()
             await stopping
+            await asyncio.to_thread(self._audit.close)
             for address in self._config.listen:
                 if address.path is not None:
                     address.path.unlink(missing_ok=True)
@@ -134,7 +159,7 @@ class AgentServer:
     # gRPC asks before each handshake: a certificate that was renewed, by us or
     # by the administrator, serves from the next connection on.
     def _credentials(self) -> grpc.ServerCredentials:
-        current = self._state.certificate_version()
+        current = self._certified.certificate_version()
         next_check = time.monotonic() + _RENEWAL_CHECK_SECONDS
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -142,9 +167,9 @@ class AgentServer:
             try:
                 if time.monotonic() >= next_check:
                     next_check = time.monotonic() + _RENEWAL_CHECK_SECONDS
-                    if self._state.renew():
+                    if self._certified.renew():
                         _log.info("server certificate renewed")
-                version = self._state.certificate_version()
+                version = self._certified.certificate_version()
                 if version == current:
                     return None
                 fresh = self._certificates()
@@ -157,11 +182,17 @@ class AgentServer:
 
         # None means "no change"; the type stubs do not know that.
         fetcher = cast(Callable[[], grpc.ServerCertificateConfiguration], fetch)
-        return grpc.dynamic_ssl_server_credentials(self._certificates(), fetcher)
+        return grpc.dynamic_ssl_server_credentials(
+            self._certificates(),
+            fetcher,
+            require_client_authentication=self._certified.clients_need_certificates,
+        )
 
     def _certificates(self) -> grpc.ServerCertificateConfiguration:
-        tls = self._state.tls()
-        return grpc.ssl_server_certificate_configuration([(tls.key, tls.certificate)])
+        tls = self._certified.tls()
+        # The authority goes along: `login` shows its fingerprint.
+        chain = tls.certificate if tls.ca in tls.certificate else tls.certificate + tls.ca
+        return grpc.ssl_server_certificate_configuration([(tls.key, chain)], tls.ca)
 
 
 # A unix socket carries no TLS, so only the agent's own user may open it.

@@ -7,6 +7,7 @@ Errors pass through: `status` gives them their form. Changes go through
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from uftrace.agent.v1 import (
@@ -25,7 +26,8 @@ from uftrace_agent.process.listing import ProcessDescription
 from uftrace_agent.recording.clock import TickClock
 from uftrace_agent.rpc import convert
 from uftrace_agent.rpc.agent_info import agent_info
-from uftrace_agent.rpc.changes import Changes, owner_of
+from uftrace_agent.rpc.audit_trail import owner_of
+from uftrace_agent.rpc.changes import Changes
 from uftrace_agent.rpc.handlers import Context
 from uftrace_agent.rpc.session_layer import SessionLayer
 from uftrace_agent.session.types import ProcessId
@@ -46,11 +48,13 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self._sessions = sessions
         self._changes = changes
         self._clock = TickClock()
+        self._started_unix_ns = time.time_ns()
 
     async def GetAgentInfo(
         self, request: agent_pb2.GetAgentInfoRequest, context: Context
     ) -> agent_pb2.GetAgentInfoResponse:
         return agent_info(
+            self._started_unix_ns,
             len(self._sessions.sessions()),
             self._clock.anchor(),
             await self._sessions.probe_cost(),
@@ -154,14 +158,18 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self, request: coordination_pb2.CommitPatchRequest, context: Context
     ) -> coordination_pb2.CommitPatchResponse:
         session_id = _session_id(request.session_id)
+        target = f"session {session_id} preparation {request.preparation_id}"
 
         async def commit() -> coordination_pb2.CommitPatchResponse:
-            in_ns = self._sessions.coordination(session_id).commit(
+            coordination = self._sessions.coordination(session_id)
+            in_ns = coordination.commit(
                 request.preparation_id, request.at_monotonic_nanos, request.most_late_nanos
             )
+            # It is made when nobody may be there any more to hear of it.
+            written = coordination.written(request.preparation_id)
+            self._changes.follow(context, request, target, "patch", written)
             return coordination_pb2.CommitPatchResponse(in_nanos=in_ns)
 
-        target = f"session {session_id} preparation {request.preparation_id}"
         return await self._changes.make(context, request, target, commit)
 
     async def AwaitPatch(

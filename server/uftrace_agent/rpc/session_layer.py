@@ -109,6 +109,10 @@ class SessionLayer(Protocol):
         """The session that holds a process, or an empty string."""
         ...
 
+    def process_of(self, session_id: str) -> ProcessId | None:
+        """The process of a session, or None where there is no such session."""
+        ...
+
     def tracepoints(self, session_id: str) -> list[TracepointInfo]:
         """The functions that are enabled or throttled, by rising function id."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import grpc
 import structlog
@@ -78,7 +79,7 @@ def unexpected(error: Exception) -> errors.AgentError:
 
 
 @contextlib.asynccontextmanager
-async def errors_as_status(context: Context) -> AsyncIterator[None]:
+async def errors_as_status(context: Context, request: Any) -> AsyncIterator[None]:
     """End the RPC with the right status when its handler raises."""
     try:
         yield
@@ -93,4 +94,4 @@ async def errors_as_status(context: Context) -> AsyncIterator[None]:
 
 def error_interceptor() -> GuardInterceptor:
     """Make the interceptor that gives every RPC's errors their status."""
-    return GuardInterceptor(errors_as_status)
+    return GuardInterceptor(lambda method: errors_as_status)

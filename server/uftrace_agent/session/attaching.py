@@ -341,7 +341,7 @@ def _adopt(
 def claim_process(process: ProcessId) -> socket.socket:
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
-        claim.bind(f"\0uftrace-agent/{process.boot_id}/{process.pid}/{process.start_time_ticks}")
+        claim.bind(_claim_name(process))
     except OSError as error:
         claim.close()
         if error.errno != errno.EADDRINUSE:
@@ -351,6 +351,19 @@ def claim_process(process: ProcessId) -> socket.socket:
             hint="detach there first: one process has one agent",
         ) from error
     return claim
+
+
+# By the pid that the process itself has, in its own namespace: containers that share a
+# network have pids in common, and agents inside and outside see the same process by
+# different ones (pid_namespaces(7); proc_pid_status(5), NSpid).
+def _claim_name(process: ProcessId) -> str:
+    own_pid = (status_field(process.pid, "NSpid") or str(process.pid)).split()[-1]
+    try:
+        namespace = os.stat(f"/proc/{process.pid}/ns/pid").st_ino
+    except FileNotFoundError:
+        namespace = 0  # it is gone, or a kernel without namespaces
+    start = process.start_time_ticks
+    return f"\0uftrace-agent/{process.boot_id}/{namespace}/{own_pid}/{start}"
 
 
 def has_shadow_stack(pid: int) -> bool:

@@ -217,6 +217,18 @@ class Coordination:
             )
         return await asyncio.shield(held.outcome)
 
+    async def written(self, preparation_id: str) -> None:
+        """Wait until a commit has changed the code.
+
+        Raises:
+            ConflictError: It was given up, or would have come too late.
+            AgentError: As from `outcome`.
+        """
+        if not (await self.outcome(preparation_id)).written_ns:
+            raise ConflictError(
+                "given up, or too late for the moment that was agreed on", reason="NOT_COMMITTED"
+            )
+
     async def abort(self, preparation_id: str) -> int:
         """Give a preparation up; what it has enabled is disabled again. How many that were.
 

@@ -283,6 +283,11 @@ class SessionManager:
                 return session.session_id
         return ""
 
+    def process_of(self, session_id: str) -> ProcessId | None:
+        """The process of a session, or None where there is no such session."""
+        session = self._sessions.get(session_id)
+        return session.process if session is not None else None
+
     def tracepoints(self, session_id: str) -> list[TracepointInfo]:
         """The functions that are enabled or throttled, by rising function id."""
         return self._get(session_id).tracepoints()

@@ -268,7 +268,10 @@ class Session:
 
         Raises:
             InvalidRequestError: Batches after that sequence are gone by now.
+            TargetGoneError: The session has ended, and is about to be forgotten.
         """
+        if self.ended.done():
+            raise TargetGoneError(f"the session of process {self.process.pid} has ended")
         subscription, complete = self.feed.subscribe(after_sequence)
         if not complete:
             self.feed.unsubscribe(subscription)
