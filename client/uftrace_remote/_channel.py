@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from uftrace_remote.credentials import CERTIFICATE_NAME, Credentials
+from uftrace_remote.credentials import Credentials
 from uftrace_remote.endpoint import Endpoint
 
 Metadata = tuple[tuple[str, str], ...]
@@ -44,7 +44,9 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # Reconnecting to an agent that restarts: do not wait 20 s for the second try.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # Despite its name, the time that a try has: with less than some round trips
+    # no handshake with a host far away would ever be through.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
@@ -55,16 +57,15 @@ def open_channel(endpoint: Endpoint, credentials: Credentials) -> tuple[grpc.aio
     Returns:
         The channel, and the metadata that every call on it has to carry.
     """
+    # As ordinary metadata also where gRPC has credentials of calls for it: for these it
+    # starts a thread for every call.
+    bearer = (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
     if credentials.ca_certificate is None:
-        channel = grpc.aio.insecure_channel(endpoint.grpc_target, options=_OPTIONS)
-        # gRPC refuses call credentials on plaintext channels, so that the
-        # token has to travel as ordinary metadata there.
-        bearer = (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
-        return channel, bearer
-    secure = grpc.ssl_channel_credentials(root_certificates=credentials.ca_certificate)
-    if credentials.token:
-        secure = grpc.composite_channel_credentials(
-            secure, grpc.access_token_call_credentials(credentials.token)
-        )
-    options = (*_OPTIONS, ("grpc.ssl_target_name_override", CERTIFICATE_NAME))
-    return grpc.aio.secure_channel(endpoint.grpc_target, secure, options=options), ()
+        return grpc.aio.insecure_channel(endpoint.grpc_target, options=_OPTIONS), bearer
+    secure = grpc.ssl_channel_credentials(
+        credentials.ca_certificate, credentials.client_key, credentials.client_certificate
+    )
+    options = _OPTIONS
+    if credentials.server_name:
+        options = (*_OPTIONS, ("grpc.ssl_target_name_override", credentials.server_name))
+    return grpc.aio.secure_channel(endpoint.grpc_target, secure, options=options), bearer

@@ -140,7 +140,8 @@ def _transport_error(code: grpc.StatusCode, details: str, address: str) -> Uftra
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return AuthenticationError(
             f"the agent at {address} does not accept the token",
-            hint="copy the agent's present token, or name its directory with --state-dir",
+            hint="log in again: uftrace-remote login HOST, or name the agent's directory with "
+            "--state-dir",
         )
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return UnsupportedTargetError(
@@ -171,10 +172,11 @@ def _connection_error(details: str, address: str) -> ConnectionFailedError:
         )
     if "certificate" in lower or "handshake" in lower or "ssl" in lower or "tls" in lower:
         return ConnectionFailedError(
-            f"TLS with {address} failed: {_last_error(details)}",
+            f"TLS with {address} failed: {_tls_error(details)}",
             reason="TLS_FAILED",
-            hint="the agent's certificate is not from the CA that is known here: copy its present "
-            "ca.pem and token; for an agent started with --insecure, say --insecure here too",
+            hint="the agent's certificate is not from the CA that is known here, or has ended, or "
+            "the agent does not take yours: log in again (uftrace-remote login HOST), or have new "
+            "ones issued; for an agent started with --insecure, say --insecure here too",
         )
     return ConnectionFailedError(
         f"cannot reach the agent at {address}: {_last_error(details) or 'unavailable'}",
@@ -185,3 +187,9 @@ def _connection_error(details: str, address: str) -> ConnectionFailedError:
 # "failed to connect to all addresses; last error: UNKNOWN: ipv4:...: REASON"
 def _last_error(details: str) -> str:
     return details.rpartition("last error: ")[2]
+
+
+# "...: Tls handshake failed (...): SSL_ERROR_SSL: error:NUMBER:SSL routines:OPENSSL_internal:WHAT"
+def _tls_error(details: str) -> str:
+    what = details.rpartition("OPENSSL_internal:")[2] or details
+    return _last_error(what).strip()

@@ -32,6 +32,9 @@ _AT_RINGS = (LossStage.RING, LossStage.SHARED_RING)
 # Makes a grpc.aio unary-stream call; generated stubs have no types.
 OpenStream = Callable[[event_pb2.StreamEventsRequest], Any]
 
+# Told when a connection breaks, and why; the stream is then tried to be got back.
+OnBreak = Callable[[UftraceError], None]
+
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
@@ -42,12 +45,14 @@ class StreamRequest:
             with what comes next.
         include_buffered: Begin with what the rings hold from before.
         reconnect_seconds: How long to try to get a broken stream back.
+        on_break: Told when the connection breaks, and again when a try fails.
     """
 
     session_id: str
     after_sequence: int = 0
     include_buffered: bool = False
     reconnect_seconds: float = 10.0
+    on_break: OnBreak | None = None
 
 
 # The agent counts losses from the beginning of each stream; we go on counting
@@ -155,6 +160,8 @@ async def read_events(
         deadline = deadline or now + request.reconnect_seconds
         if not isinstance(failure, ConnectionFailedError) or now >= deadline:
             raise _broken(failure, address) from failure
+        if request.on_break is not None:
+            request.on_break(failure)
         await asyncio.sleep(_RETRY_SECONDS)
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import getpass
 import socket
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -32,10 +33,11 @@ from uftrace.agent.v1 import (
 from uftrace_remote import _grpc_errors, _wire
 from uftrace_remote._channel import open_channel
 from uftrace_remote._resolve import choose_process, choose_processes
-from uftrace_remote._stream import StreamRequest, read_events
+from uftrace_remote._stream import OnBreak, StreamRequest, read_events
 from uftrace_remote.credentials import CredentialOptions, Credentials, find_credentials
 from uftrace_remote.endpoint import Endpoint
 from uftrace_remote.enums import PatchWriter
+from uftrace_remote.errors import AuthenticationError
 from uftrace_remote.preparation import CommitResult, Preparation
 from uftrace_remote.target import ProcessSelector
 from uftrace_remote.values import (
@@ -63,6 +65,8 @@ DEFAULT_TIMEOUT_SECONDS = 10.0
 # Planning and writing thousands of sites, and reading the symbols of a large
 # program for the first time, take longer than asking for a list.
 _HEAVY_FACTOR = 6
+# Reading some files for each of a thousand agents is not for nothing.
+_LOOK_AGAIN_SECONDS = 5.0
 
 _Answer = TypeVar("_Answer")
 
@@ -75,6 +79,9 @@ class AgentClient:
         credentials: Certificate and token.
         timeout: Seconds after which an ordinary request fails; requests that
             plan or patch functions have six times as long.
+        look_again: Says what certificate and token are by now. When they have
+            changed, new requests go through a new connection; streams that are
+            open go on with the old one.
     """
 
     def __init__(
@@ -83,14 +90,37 @@ class AgentClient:
         credentials: Credentials,
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        look_again: Callable[[], Credentials] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._timeout = timeout
-        self._channel, bearer = open_channel(endpoint, credentials)
+        self._look_again = look_again
+        self._looked = time.monotonic()
+        self._channels: list[grpc.aio.Channel] = []
+        self._use(credentials)
+
+    def _use(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        channel, bearer = open_channel(self.endpoint, credentials)
+        self._channels.append(channel)
         self._metadata = (*bearer, ("uftrace-owner", default_owner()))
         # The generated service stub has no types.
         make_stub: Any = agent_pb2_grpc.AgentServiceStub
-        self._stub = make_stub(self._channel)
+        self._latest_stub: Any = make_stub(channel)
+
+    @property
+    def _stub(self) -> Any:
+        now = time.monotonic()
+        if self._look_again is not None and now - self._looked >= _LOOK_AGAIN_SECONDS:
+            self._looked = now
+            try:
+                credentials = self._look_again()
+            except AuthenticationError:
+                # Half-replaced, or gone: what we have may still serve.
+                credentials = self._credentials
+            if credentials != self._credentials:
+                self._use(credentials)
+        return self._latest_stub
 
     @classmethod
     def connect(
@@ -112,8 +142,11 @@ class AgentClient:
             AuthenticationError: No certificate and token were found.
         """
         endpoint = Endpoint.parse(address) if isinstance(address, str) else address
-        found = find_credentials(endpoint, options or CredentialOptions())
-        return cls(endpoint, found, timeout=timeout)
+
+        def find() -> Credentials:
+            return find_credentials(endpoint, options or CredentialOptions())
+
+        return cls(endpoint, find(), timeout=timeout, look_again=find)
 
     async def __aenter__(self) -> AgentClient:
         return self
@@ -128,7 +161,8 @@ class AgentClient:
 
     async def close(self) -> None:
         """Ends the connection. The agent keeps sessions and tracepoints."""
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
 
     async def info(self) -> AgentInfo:
         """Who the agent is and what it can do."""
@@ -433,6 +467,7 @@ class AgentClient:
         after_sequence: int = 0,
         include_buffered: bool = False,
         reconnect_seconds: float = 10.0,
+        on_break: OnBreak | None = None,
     ) -> AsyncIterator[EventBatch]:
         """The events of a session, until a batch says why the stream ends.
 
@@ -444,11 +479,15 @@ class AgentClient:
             after_sequence: Go on after this batch of an earlier stream.
             include_buffered: Begin with what the rings hold from before.
             reconnect_seconds: How long to try to get a broken stream back.
+            on_break: Told when the connection breaks, and again when a try to get it
+                back fails.
 
         Raises:
             StreamBrokenError: It could not be got back.
         """
-        request = StreamRequest(session_id, after_sequence, include_buffered, reconnect_seconds)
+        request = StreamRequest(
+            session_id, after_sequence, include_buffered, reconnect_seconds, on_break
+        )
         return read_events(
             lambda message: self._stub.StreamEvents(message, metadata=self._metadata),
             request,

@@ -19,6 +19,7 @@ from uftrace_remote.agent import DEFAULT_TIMEOUT_SECONDS, AgentClient
 from uftrace_remote.credentials import CredentialOptions
 from uftrace_remote.endpoint import Endpoint
 from uftrace_remote.enums import PatchWriter
+from uftrace_remote.preparation import CommitResult, Preparation
 from uftrace_remote.target import ProcessSelector
 from uftrace_remote.values import (
     AgentInfo,
@@ -186,15 +187,47 @@ class SyncAgentClient:
         """As `AgentClient.attach`."""
         return self._runner.run(self._client.attach(process, owner, recording, limits))
 
-    def detach(self, session_id: str) -> DetachResult:
+    def detach(self, session_id: str, *, if_unused: bool = False) -> DetachResult:
         """As `AgentClient.detach`."""
-        return self._runner.run(self._client.detach(session_id))
+        return self._runner.run(self._client.detach(session_id, if_unused=if_unused))
 
     def patch(
         self, session_id: str, patterns: Iterable[str], options: PatchOptions | None = None
     ) -> PatchResult:
         """As `AgentClient.patch`."""
         return self._runner.run(self._client.patch(session_id, patterns, options))
+
+    def prepare_patch(
+        self,
+        session_id: str,
+        patterns: Iterable[str],
+        options: PatchOptions | None = None,
+        hold_seconds: float = 0.0,
+    ) -> Preparation:
+        """As `AgentClient.prepare_patch`."""
+        return self._runner.run(
+            self._client.prepare_patch(session_id, patterns, options, hold_seconds)
+        )
+
+    def commit_patch(
+        self, preparation: Preparation, at_monotonic_ns: int, most_late_seconds: float = 0.0
+    ) -> float:
+        """As `AgentClient.commit_patch`."""
+        return self._runner.run(
+            self._client.commit_patch(preparation, at_monotonic_ns, most_late_seconds)
+        )
+
+    def await_patch(self, preparation: Preparation) -> CommitResult:
+        """As `AgentClient.await_patch`."""
+        return self._runner.run(self._client.await_patch(preparation))
+
+    def abort_patch(self, preparation: Preparation) -> int:
+        """As `AgentClient.abort_patch`."""
+        return self._runner.run(self._client.abort_patch(preparation))
+
+    def resolve_processes(self, selector: str | ProcessSelector) -> tuple[Process, ...]:
+        """As `AgentClient.resolve_processes`."""
+        return self._runner.run(self._client.resolve_processes(selector))
 
     def unpatch(
         self,

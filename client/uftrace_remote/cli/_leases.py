@@ -34,12 +34,21 @@ def _user() -> str:
 
 
 @asynccontextmanager
-async def renewing(agent: AgentClient, session_id: str, lease: Lease | None) -> AsyncIterator[None]:
-    """Renews a lease while something runs; None: there is none."""
+async def renewing(
+    agent: AgentClient, session_id: str, lease: Lease | None, where: str = ""
+) -> AsyncIterator[None]:
+    """Renews a lease while something runs; None: there is none.
+
+    Args:
+        agent: Whose.
+        session_id: The session.
+        lease: The lease.
+        where: Which of several hosts it is.
+    """
     if lease is None:
         yield
         return
-    task = asyncio.create_task(_renew(agent, session_id, lease))
+    task = asyncio.create_task(_renew(agent, session_id, lease, where))
     try:
         yield
     finally:
@@ -48,14 +57,15 @@ async def renewing(agent: AgentClient, session_id: str, lease: Lease | None) -> 
             await task
 
 
-async def _renew(agent: AgentClient, session_id: str, lease: Lease) -> None:
+async def _renew(agent: AgentClient, session_id: str, lease: Lease, where: str) -> None:
     while True:
         await asyncio.sleep(lease.duration_ns / 3e9)
         try:
             await agent.renew_lease(session_id, lease)
         except NoSuchLeaseError:
+            what = f"{where}: agent or" if where else "this"
             _output.note(
-                "# this command stood still for too long: its lease has ended, and its "
+                f"# {what} command stood still for too long: its lease has ended, and its "
                 "tracepoints were taken out; start it again"
             )
             return

@@ -97,6 +97,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 duration_option = click.option(
     "-d",
     "--duration",
+    "--for",
     "duration_ns",
     type=duration_type("s"),
     metavar="TIME",

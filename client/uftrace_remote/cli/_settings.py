@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -28,12 +29,14 @@ class Settings:
         credentials: Where certificate and token are.
         timeout: Seconds for an ordinary request.
         color: Whether to colour; None decides by the terminal.
+        inventory: The file of groups; None looks in the usual place.
     """
 
     endpoint: Endpoint = field(default_factory=Endpoint)
     credentials: CredentialOptions = field(default_factory=CredentialOptions)
     timeout: float = 10.0
     color: bool | None = None
+    inventory: Path | None = None
 
     def connect(self, endpoint: Endpoint | None = None) -> AgentClient:
         """A client of that agent, or of the default one."""

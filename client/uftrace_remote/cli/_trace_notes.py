@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from uftrace_remote.cli import _output
+from uftrace_remote.trace.recordings import Recording
 from uftrace_remote.trace.store import TraceReader
 
 
@@ -15,3 +16,23 @@ def note_about(trace: TraceReader) -> None:
         )
     if not trace.complete:
         _output.note("note: the recorder was cut off; this is what it had written")
+
+
+def note_about_fleet(recording: Recording) -> None:
+    """The same for many processes; says also who is missing, and why."""
+    lost = {each.name: each.trace.summary.records_lost for each in recording.members}
+    if any(lost.values()):
+        where = ", ".join(name for name, count in lost.items() if count)
+        _output.note(
+            f"note: {_output.plural(sum(lost.values()), 'record')} lost while recording on "
+            f"{where}; times around them may be wrong"
+        )
+    for each in recording.members:
+        if each.problem:
+            _output.note(f"note: {each.name} is not whole: {each.problem}")
+        elif not each.trace.complete:
+            _output.note(
+                f"note: {each.name}: the recorder was cut off; this is what it had written"
+            )
+    for missing in recording.left_out:
+        _output.note(f"note: nothing of {missing}")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import glob
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -40,7 +40,8 @@ _FIRST_BATCH_SECONDS = 3.0
 _QUEUED_BATCHES = 64
 
 _CANCEL_SECONDS = 1.0
-_SILENCE_SECONDS = 3.0
+# Said within three seconds, by consumers that look some times a second.
+SILENCE_SECONDS = 2.5
 
 _ACTIVE = (PatchStatus.ENABLED, PatchStatus.ALREADY_ENABLED)
 
@@ -158,13 +159,19 @@ class BatchPump:
 
     Args:
         batches: The stream; closed with the pump.
+        on_silence: Told when nothing has come for too long; None prints a line.
 
     Attributes:
         waiting: Batches that were read and not consumed.
     """
 
-    def __init__(self, batches: AsyncIterator[EventBatch]) -> None:
+    def __init__(
+        self,
+        batches: AsyncIterator[EventBatch],
+        on_silence: Callable[[], None] | None = None,
+    ) -> None:
         self._batches = batches
+        self._on_silence = on_silence or _note_silence
         self._queue: asyncio.Queue[EventBatch | BaseException | None] = asyncio.Queue(
             _QUEUED_BATCHES
         )
@@ -177,6 +184,11 @@ class BatchPump:
     def waiting(self) -> int:
         """Batches that were read and not consumed."""
         return self._queue.qsize()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long nothing has come, not even a heartbeat; 0 while something waits."""
+        return 0.0 if self._queue.qsize() else time.monotonic() - self._latest
 
     async def wait_for_first(self) -> None:
         """Waits until the stream runs, for a bounded time."""
@@ -206,9 +218,9 @@ class BatchPump:
     # The agent sends a heartbeat every second: without one for longer than
     # that, something is wrong, and the stream is being got back.
     def _note_silence(self) -> None:
-        silent = time.monotonic() - self._latest > _SILENCE_SECONDS
+        silent = self.silent_seconds > SILENCE_SECONDS
         if silent and not self._silent:
-            _output.note("# nothing from the agent for some seconds; waiting for it")
+            self._on_silence()
         self._silent = silent
 
     async def close(self) -> None:
@@ -230,6 +242,10 @@ class BatchPump:
             await self._queue.put(None)
         finally:
             self._first.set()
+
+
+def _note_silence() -> None:
+    _output.note("# nothing from the agent for some seconds; waiting for it")
 
 
 def end_error(batch: EventBatch) -> UftraceError | None:

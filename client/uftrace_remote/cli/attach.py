@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from uftrace_remote.cli import _output
+from uftrace_remote.cli import _fleet, _output
+from uftrace_remote.cli._each import on_every_process
 from uftrace_remote.cli._options import json_option, limit_options
 from uftrace_remote.cli._progress import spinner
 from uftrace_remote.cli._settings import Settings, pass_settings, run
@@ -20,6 +21,16 @@ def attach(
     settings: Settings, target: str, cpu: float | None, rate: float | None, as_json: bool
 ) -> None:
     """Attach to a process, so that patching it later is quick."""
+    if _fleet.is_fleet_target(target):
+        on_every_process(
+            settings,
+            target,
+            lambda agent, process: agent.attach(process.reference, limits=Limits(cpu, rate)),
+            _describe,
+            what="attaching",
+            as_json=as_json,
+        )
+        return
     where = settings.target(target)
 
     async def work() -> AttachResult:
@@ -45,3 +56,10 @@ def attach(
     )
     if result.restored_sites:
         _output.note(f"restored {_output.plural(result.restored_sites, 'site')} of a dead agent")
+
+
+def _describe(result: AttachResult) -> str:
+    if result.created:
+        return "attached"
+    held = _output.plural(result.session.tracepoint_count, "tracepoint")
+    return f"a session of {result.session.owner} holds it already: {held}"

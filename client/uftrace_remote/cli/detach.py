@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from uftrace_remote.cli import _output
+from uftrace_remote.cli import _fleet, _output
+from uftrace_remote.cli._each import on_every_session
 from uftrace_remote.cli._find_session import find_session
 from uftrace_remote.cli._options import json_option
 from uftrace_remote.cli._progress import spinner
@@ -18,6 +19,16 @@ from uftrace_remote.values import DetachResult
 @pass_settings
 def detach(settings: Settings, target: str, as_json: bool) -> None:
     """Unpatch everything and let a process go."""
+    if _fleet.is_fleet_target(target):
+        on_every_session(
+            settings,
+            target,
+            lambda agent, session_id: agent.detach(session_id),
+            _describe,
+            what="detaching",
+            as_json=as_json,
+        )
+        return
     where = settings.target(target)
 
     async def work() -> DetachResult:
@@ -40,3 +51,11 @@ def detach(settings: Settings, target: str, as_json: bool) -> None:
             f"{_output.plural(result.conflicting_sites, 'site')} left alone: "
             "somebody else changed them since"
         )
+
+
+# What differs from host to host, such as counts of records, is not told of many.
+def _describe(done: DetachResult) -> str:
+    words = f"detached: {_output.plural(done.restored_sites, 'site')} restored"
+    if done.conflicting_sites:
+        words += f", {_output.plural(done.conflicting_sites, 'site')} left alone: changed since"
+    return words

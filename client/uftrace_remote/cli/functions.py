@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
-from uftrace_remote.cli import _output
+from uftrace_remote.cli import _fleet, _output
+from uftrace_remote.cli._functions_fleet import list_fleet_functions
 from uftrace_remote.cli._options import json_option
 from uftrace_remote.cli._progress import spinner
 from uftrace_remote.cli._refusals import describe
@@ -40,6 +43,17 @@ def functions(
     as_json: bool,
 ) -> None:
     """List the functions of a process; without PATTERN those of the main executable."""
+    if _fleet.is_fleet_target(target):
+        list_fleet_functions(
+            settings,
+            target,
+            patterns,
+            explain=explain,
+            limit=limit,
+            as_json=as_json,
+            print_functions=lambda found: _print(found, explain, settings.color),
+        )
+        return
     where = settings.target(target)
 
     async def work() -> list[FunctionInfo]:
@@ -58,11 +72,15 @@ def functions(
     if as_json:
         _output.print_json(found)
         return
+    _print(found, explain, settings.color)
+
+
+def _print(found: Sequence[FunctionInfo], explain: bool, color: bool | None) -> None:
     columns = [("ADDRESS", "right"), ("SIZE", "right"), ("MODULE", "left")]
     if explain:
         columns += [("SITE", "left"), ("FORM", "left"), ("WRITER", "left"), ("EXIT", "left")]
     columns.append(("FUNCTION", "left"))
-    _output.print_table(columns, (_row(each, explain) for each in found), color=settings.color)
+    _output.print_table(columns, (_row(each, explain) for each in found), color=color)
     total = found[0].match_count if found else 0
     if total > len(found):
         _output.note(f"{len(found):,} of {total:,} functions; --limit shows more")

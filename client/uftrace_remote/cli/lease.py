@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import click
 
-from uftrace_remote.cli import _output
+from uftrace_remote.agent import AgentClient
+from uftrace_remote.cli import _fleet, _output
+from uftrace_remote.cli._each import on_every_session
 from uftrace_remote.cli._find_session import find_session
 from uftrace_remote.cli._options import duration_type, json_option
 from uftrace_remote.cli._settings import Settings, pass_settings, run
@@ -30,24 +34,20 @@ def keep(
 
     `status` shows the leases, by the names that `patch --lease` gave.
     """
-    where = settings.target(target)
 
-    async def work() -> LeaseResult:
-        async with settings.connect(where.endpoint) as agent:
-            session = await find_session(agent, where.process)
-            if duration_ns is None:
-                return await agent.release_lease(session.session_id, name, keep=True)
-            renewed = await agent.renew_lease(session.session_id, Lease(name, duration_ns))
-            held = (lease for lease in renewed.leases if lease.name == name)
-            return LeaseResult(renewed, next((lease.tracepoint_count for lease in held), 0))
+    async def prolong(agent: AgentClient, session_id: str) -> LeaseResult:
+        if duration_ns is None:
+            return await agent.release_lease(session_id, name, keep=True)
+        renewed = await agent.renew_lease(session_id, Lease(name, duration_ns))
+        held = (lease for lease in renewed.leases if lease.name == name)
+        return LeaseResult(renewed, next((lease.tracepoint_count for lease in held), 0))
 
-    result = run(work)
-    if as_json:
-        _output.print_json(result)
-        return
-    how_long = _output.brief_duration(duration_ns) if duration_ns else "until they are unpatched"
-    count = _output.plural(result.tracepoint_count, "tracepoint")
-    click.echo(f"{count} of lease {name} kept {'for ' if duration_ns else ''}{how_long}")
+    def describe(result: LeaseResult) -> str:
+        until = _output.brief_duration(duration_ns) if duration_ns else "until they are unpatched"
+        count = _output.plural(result.tracepoint_count, "tracepoint")
+        return f"{count} of lease {name} kept {'for ' if duration_ns else ''}{until}"
+
+    _change(settings, target, prolong, describe, "keeping", as_json)
 
 
 @click.command()
@@ -57,15 +57,41 @@ def keep(
 @pass_settings
 def release(settings: Settings, target: str, name: str, as_json: bool) -> None:
     """End a lease now: what it alone holds is unpatched."""
+
+    def describe(result: LeaseResult) -> str:
+        count = _output.plural(result.tracepoint_count, "function")
+        return f"released {name}: unpatched {count}"
+
+    _change(
+        settings,
+        target,
+        lambda agent, session_id: agent.release_lease(session_id, name),
+        describe,
+        "releasing",
+        as_json,
+    )
+
+
+def _change(
+    settings: Settings,
+    target: str,
+    ask: Callable[[AgentClient, str], Awaitable[LeaseResult]],
+    describe: Callable[[LeaseResult], str],
+    what: str,
+    as_json: bool,
+) -> None:
+    if _fleet.is_fleet_target(target):
+        on_every_session(settings, target, ask, describe, what=what, as_json=as_json)
+        return
     where = settings.target(target)
 
     async def work() -> LeaseResult:
         async with settings.connect(where.endpoint) as agent:
             session = await find_session(agent, where.process)
-            return await agent.release_lease(session.session_id, name)
+            return await ask(agent, session.session_id)
 
     result = run(work)
     if as_json:
         _output.print_json(result)
-        return
-    click.echo(f"released {name}: unpatched {_output.plural(result.tracepoint_count, 'function')}")
+    else:
+        click.echo(describe(result))

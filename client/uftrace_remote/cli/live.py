@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import click
 
-from uftrace_remote.cli import _output
+from uftrace_remote.cli import _fleet, _output
 from uftrace_remote.cli._leases import command_lease, renewing
 from uftrace_remote.cli._lines import HEADER, LineFormatter, LinePrinter, use_color
 from uftrace_remote.cli._options import (
@@ -30,7 +30,10 @@ from uftrace_remote.cli._tracing import (
     patch_functions,
     releasing,
 )
+from uftrace_remote.cli.live_fleet import FleetRequest, live_fleet
 from uftrace_remote.enums import EndReason, LossStage
+from uftrace_remote.fleet.coordinated_patch import PatchPlan
+from uftrace_remote.fleet.rollout import RolloutPolicy
 from uftrace_remote.target import Target
 from uftrace_remote.trace.summary import TraceSummary
 from uftrace_remote.trace.tree import CallTree, TreeFilter
@@ -74,6 +77,11 @@ class _Request:
     help="Show only calls that took so long (10us, 1ms).",
 )
 @click.option("--tid", "tids", type=int, multiple=True, help="Show only this thread.")
+@click.option(
+    "--best-effort",
+    is_flag=True,
+    help="Of several hosts: leave out every process that fails.",
+)
 @pass_settings
 def live(
     settings: Settings,
@@ -91,24 +99,42 @@ def live(
     max_depth: int | None,
     min_duration: int,
     tids: tuple[int, ...],
+    best_effort: bool,
 ) -> None:
-    """Patch functions of a running process and show their calls live.
+    """Patch functions of a running process, or of many, and show their calls live.
 
-    At the end, or at Ctrl-C, everything is unpatched again.
+    At the end, or at Ctrl-C, everything is unpatched again. The processes of a TARGET of
+    several hosts (web[01-16]:nginx, @web:nginx) are patched at one moment, and their
+    calls are shown in one order.
     """
+    options = to_patch_options(
+        writer,
+        entry_only,
+        all_or_nothing,
+        multi,
+        cpu,
+        rate,
+        pending=pending,
+        lease=None if keep else command_lease("live"),
+    )
+    if _fleet.is_fleet_target(target):
+        if pending:
+            raise click.UsageError("--pending is for one process: name a single host and process")
+        policy = RolloutPolicy(None if best_effort else 0)
+        wanted = TreeFilter(
+            tids=frozenset(tids), max_depth=max_depth or 0, min_duration_ns=min_duration
+        )
+        plan = PatchPlan(patterns, options, policy)
+        live_fleet(settings, FleetRequest(target, plan, duration_ns, keep, wanted))
+        return
+    if best_effort:
+        raise click.UsageError(
+            "--best-effort is for several hosts: web[01-16]:nginx, web1,web2:nginx or @web:nginx"
+        )
     request = _Request(
         settings.target(target),
         patterns,
-        to_patch_options(
-            writer,
-            entry_only,
-            all_or_nothing,
-            multi,
-            cpu,
-            rate,
-            pending=pending,
-            lease=None if keep else command_lease("live"),
-        ),
+        options,
         duration_ns,
         keep,
         max_depth or 0,

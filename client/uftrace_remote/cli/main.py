@@ -19,16 +19,21 @@ from uftrace_remote.cli.attach import attach
 from uftrace_remote.cli.budget import budget
 from uftrace_remote.cli.completion import completion
 from uftrace_remote.cli.detach import detach
+from uftrace_remote.cli.diff import diff
 from uftrace_remote.cli.export import export
 from uftrace_remote.cli.functions import functions
+from uftrace_remote.cli.hosts import hosts
 from uftrace_remote.cli.lease import keep, release
 from uftrace_remote.cli.live import live
+from uftrace_remote.cli.login import login
 from uftrace_remote.cli.patch import patch
+from uftrace_remote.cli.pki import pki
 from uftrace_remote.cli.ps import ps
 from uftrace_remote.cli.record import record
 from uftrace_remote.cli.replay import replay
 from uftrace_remote.cli.report import report
 from uftrace_remote.cli.status import status
+from uftrace_remote.cli.top import top
 from uftrace_remote.cli.unpatch import unpatch
 from uftrace_remote.cli.version import version
 from uftrace_remote.credentials import CredentialOptions
@@ -44,6 +49,10 @@ TARGET is [HOST[:PORT]:]PID; PID is a number, a process name, exe=PATH,
 build-id=HEX or cgroup=PATH.
     1234   nginx   web1:1234   web1:50051:nginx   [::1]:50051:1234
     unix:/run/agent.sock:1234
+
+\b
+HOST is HOST[:PORT]; where several may be named, also web[01-16], web1,web2,
+@GROUP or @all of the inventory.
 
 \b
 FUNC is a name, a glob (*alloc*), module!name, or re:EXPRESSION.
@@ -163,12 +172,24 @@ def _usage_hint(error: click.UsageError) -> str:
     help="The agent's state directory, with ca.pem and token.  [env: UFTRACE_STATE_DIR]",
 )
 @click.option(
+    "--tls-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder with ca.pem, client.pem and client.key of a fleet.  [env: UFTRACE_TLS_DIR]",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
     help="How long to wait for an ordinary answer.",
+)
+@click.option(
+    "--inventory",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Groups of hosts.  [env: UFTRACE_INVENTORY; "
+    "default: ~/.config/uftrace-remote/inventory.toml]",
 )
 @click.option("--no-color", is_flag=True, help="No colours.  [env: NO_COLOR]")
 @click.pass_context
@@ -177,19 +198,23 @@ def cli(
     host: str,
     insecure: bool,
     state_dir: Path | None,
+    tls_dir: Path | None,
     timeout: float,
+    inventory: Path | None,
     no_color: bool,
 ) -> None:
     """See any function of any running native process, on any host."""
     context.obj = Settings(
         endpoint=Endpoint.parse(host),
-        credentials=CredentialOptions(state_directory=state_dir, insecure=insecure),
+        credentials=CredentialOptions(state_dir, insecure, tls_dir),
         timeout=timeout,
         color=False if no_color or os.environ.get("NO_COLOR") else None,
+        inventory=inventory,
     )
 
 
 for _command in (
+    hosts,
     ps,
     functions,
     attach,
@@ -201,10 +226,14 @@ for _command in (
     keep,
     release,
     live,
+    top,
     record,
     replay,
     report,
+    diff,
     export,
+    login,
+    pki,
     completion,
     version,
 ):
@@ -213,4 +242,6 @@ for _command in (
 
 def main() -> NoReturn:
     """The console script."""
+    # gRPC's own log says on stderr what our errors say better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     cli.main(prog_name=PROGRAM)

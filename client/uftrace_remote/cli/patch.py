@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from uftrace_remote.agent import AgentClient
-from uftrace_remote.cli import _output
+from uftrace_remote.cli import _fleet, _output
 from uftrace_remote.cli._leases import command_lease
 from uftrace_remote.cli._options import (
     duration_type,
@@ -13,21 +12,18 @@ from uftrace_remote.cli._options import (
     patch_options,
     to_patch_options,
 )
+from uftrace_remote.cli._patch_fleet import patch_fleet
+from uftrace_remote.cli._plan import plan_patch
+from uftrace_remote.cli._plan_fleet import print_plan
 from uftrace_remote.cli._progress import spinner
 from uftrace_remote.cli._refusals import describe, print_refusals
+from uftrace_remote.cli._rollout_options import Share, rollout_options, to_policy
 from uftrace_remote.cli._settings import Settings, pass_settings, run
 from uftrace_remote.cli._tracing import hold, patch_functions, releasing
 from uftrace_remote.cli._writers import print_writers
-from uftrace_remote.enums import PatchForm, PatchStatus, RefusalReason
-from uftrace_remote.errors import NoSuchFunctionError
-from uftrace_remote.values import (
-    FunctionInfo,
-    FunctionResult,
-    Lease,
-    PatchOptions,
-    PatchResult,
-    Process,
-)
+from uftrace_remote.enums import PatchStatus
+from uftrace_remote.fleet.coordinated_patch import PatchPlan
+from uftrace_remote.values import FunctionResult, Lease, PatchResult
 
 
 @click.command()
@@ -47,6 +43,7 @@ from uftrace_remote.values import (
     metavar="NAME",
     help="A name for --for, by which `keep` and `release` know it.",
 )
+@rollout_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="List every function.")
 @json_option
@@ -64,15 +61,20 @@ def patch(
     pending: bool,
     duration_ns: int | None,
     lease_name: str | None,
+    canary: Share | None,
+    batch: int | None,
+    max_failures: int,
+    best_effort: bool,
+    watch_ns: int,
     dry_run: bool,
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Enable tracepoints in a running process.
+    """Enable tracepoints in a running process, or in many at one moment.
 
-    They stay until `unpatch` or `detach`, or for as long as --for says.
+    They stay until `unpatch` or `detach`, or for as long as --for says. A TARGET of several
+    hosts (web[01-16]:nginx, @web:nginx) is patched everywhere or nowhere.
     """
-    where = settings.target(target)
     options = to_patch_options(
         writer,
         entry_only,
@@ -84,12 +86,29 @@ def patch(
         lease=_lease(duration_ns, lease_name),
         dry_run=dry_run,
     )
+    policy = to_policy(canary, batch, max_failures, best_effort, watch_ns)
+    if _fleet.is_fleet_target(target):
+        if pending:
+            raise click.UsageError("--pending is for one process: name a single host and process")
+        if dry_run:
+            print_plan(settings, target, patterns, options, verbose=verbose, as_json=as_json)
+        else:
+            plan = PatchPlan(patterns, options, policy)
+            patch_fleet(settings, target, plan, verbose=verbose, as_json=as_json)
+        return
+    if canary or batch or max_failures or best_effort:
+        raise click.UsageError(
+            "--canary, --batch, --max-failures and --best-effort are for several hosts: "
+            "web[01-16]:nginx, web1,web2:nginx or @web:nginx"
+        )
+    where = settings.target(target)
 
     async def work() -> PatchResult:
         async with settings.connect(where.endpoint) as agent:
             process = await agent.resolve_process(where.process)
             if dry_run:
-                return await _plan(agent, process, patterns, options)
+                with spinner("planning"):
+                    return await plan_patch(agent, process, patterns, options)
             held = await hold(agent, process)
             async with releasing(held, keep=True):
                 return await patch_functions(held, patterns, options)
@@ -118,41 +137,6 @@ def _lease(duration_ns: int | None, name: str | None) -> Lease | None:
             raise click.UsageError("say how long the lease lasts: --for 10m")
         return None
     return Lease(name or command_lease("patch").name, duration_ns)
-
-
-# A dry run leaves a process that is not attached to alone altogether: what the
-# engine would do is part of the function listing.
-async def _plan(
-    agent: AgentClient, process: Process, patterns: tuple[str, ...], options: PatchOptions
-) -> PatchResult:
-    with spinner("planning"):
-        if process.session_id:
-            return await agent.patch(process.session_id, patterns, options)
-        listing = agent.functions(process.reference, patterns, explain=True)
-        results = tuple([_planned(each) async for each in listing])
-    if not results:
-        raise NoSuchFunctionError(
-            f"no function matches {' '.join(patterns)}",
-            hint="use a glob such as '*name*', or see: uftrace-remote functions TARGET",
-        )
-    refused = sum(each.status is PatchStatus.REFUSED for each in results)
-    return PatchResult(results, len(results) - refused, refused)
-
-
-def _planned(info: FunctionInfo) -> FunctionResult:
-    status = PatchStatus.ENABLED
-    if info.form is PatchForm.NONE or info.refusal is not RefusalReason.NONE:
-        status = PatchStatus.REFUSED
-    return FunctionResult(
-        info.function,
-        PatchStatus.ALREADY_ENABLED if info.enabled else status,
-        form=info.form,
-        writer=info.writer,
-        refusal=info.refusal,
-        exit_refusal=info.exit_refusal,
-        detail=info.detail,
-        kind=info.kind,
-    )
 
 
 def _print_summary(result: PatchResult, dry_run: bool) -> None:

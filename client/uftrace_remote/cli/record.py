@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from uftrace_remote._version import client_version
-from uftrace_remote.cli import _output
+from uftrace_remote.cli import _fleet, _output
 from uftrace_remote.cli._leases import command_lease, renewing
 from uftrace_remote.cli._options import (
     duration_option,
@@ -21,31 +20,29 @@ from uftrace_remote.cli._options import (
     to_patch_options,
 )
 from uftrace_remote.cli._progress import clear_line, show_line
+from uftrace_remote.cli._reading import Reading
+from uftrace_remote.cli._record_fleet import FleetRequest, record_fleet
 from uftrace_remote.cli._refusals import print_refusals
+from uftrace_remote.cli._rollout_options import failure_options
 from uftrace_remote.cli._settings import Settings, pass_settings, run_until_interrupted
-from uftrace_remote.cli._throttles import ThrottleNotes
+from uftrace_remote.cli._trace_metadata import outcome_metadata, trace_metadata
 from uftrace_remote.cli._tracing import (
-    BatchPump,
     Hold,
     describe_end,
     end_error,
     hold,
     patch_functions,
-    release,
     releasing,
-    unpatch_own,
 )
-from uftrace_remote.enums import EndReason, LossStage
 from uftrace_remote.errors import OutputError, UftraceError
+from uftrace_remote.fleet.coordinated_patch import PatchPlan
+from uftrace_remote.fleet.inventory_file import load_inventory
+from uftrace_remote.fleet.rollout import RolloutPolicy
 from uftrace_remote.target import Target
 from uftrace_remote.trace.store import TraceWriter
-from uftrace_remote.trace.summary import TraceSummary
-from uftrace_remote.values import AgentInfo, EventBatch, PatchOptions, PatchResult, Process
+from uftrace_remote.values import PatchOptions, PatchResult
 
-_TICK_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
-# After unpatching, how long to wait for what the rings still hold.
-_DRAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +93,7 @@ class RecordSummary:
 )
 @duration_option
 @patch_options
+@failure_options
 @click.option("--force", is_flag=True, help="Replace a trace in DIR.")
 @json_option
 @pass_settings
@@ -112,30 +110,38 @@ def record(
     cpu: float | None,
     rate: float | None,
     pending: bool,
+    max_failures: int,
+    best_effort: bool,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Patch functions of a running process and record their calls.
+    """Patch functions of a running process, or of many, and record their calls.
 
-    At the end, or at Ctrl-C, everything is unpatched again.
+    At the end, or at Ctrl-C, everything is unpatched again. Of a TARGET of several hosts
+    (web[01-16]:nginx, @web:nginx), DIR holds one trace for each process.
     """
-    request = _Request(
-        settings.target(target),
-        patterns,
-        to_patch_options(
-            writer,
-            entry_only,
-            all_or_nothing,
-            multi,
-            cpu,
-            rate,
-            pending=pending,
-            lease=command_lease("record"),
-        ),
-        duration_ns,
-        directory,
-        force,
+    options = to_patch_options(
+        writer,
+        entry_only,
+        all_or_nothing,
+        multi,
+        cpu,
+        rate,
+        pending=pending,
+        lease=command_lease("record"),
     )
+    if _fleet.is_fleet_target(target):
+        if pending:
+            raise click.UsageError("--pending is for one process: name a single host and process")
+        policy = RolloutPolicy(None if best_effort else max_failures)
+        plan = PatchPlan(patterns, options, policy)
+        inventory = load_inventory(settings.inventory)
+        wanted = FleetRequest(plan, duration_ns, directory, force, inventory)
+        record_fleet(settings, target, wanted, as_json=as_json)
+        return
+    if max_failures or best_effort:
+        raise click.UsageError("--max-failures and --best-effort are for several hosts")
+    request = _Request(settings.target(target), patterns, options, duration_ns, directory, force)
     summary, error = run_until_interrupted(lambda stop: _record(settings, request, stop))
     if as_json:
         _output.print_json(summary)
@@ -151,7 +157,7 @@ async def _record(
     async with settings.connect(request.target.endpoint) as agent:
         info = await agent.info()
         process = await agent.resolve_process(request.target.process)
-        metadata = _metadata(info, process, request)
+        metadata = trace_metadata(info, process, request.target.endpoint, request.patterns)
         with TraceWriter(request.directory, metadata, force=request.force) as trace:
             try:
                 held = await hold(agent, process)
@@ -177,12 +183,9 @@ def _close_after_error(trace: TraceWriter, error: UftraceError) -> None:
 # One recording, from the first batch to the last.
 class _Recording:
     def __init__(self, held: Hold, trace: TraceWriter, request: _Request) -> None:
-        self._held = held
         self._trace = trace
         self._request = request
-        self._seen = TraceSummary()
-        self._throttles = ThrottleNotes(str(request.target))
-        self._before_first: int | None = None
+        self._reading = Reading(held, trace.write, str(request.target))
         self._started = time.monotonic()
         self._progress_at = self._started
         self._progress_count = 0
@@ -190,165 +193,47 @@ class _Recording:
     async def run(
         self, patched: list[PatchResult], stop: asyncio.Event
     ) -> tuple[RecordSummary, UftraceError | None]:
-        held = self._held
-        stream = held.agent.stream(held.session_id, include_buffered=held.created)
-        pump = BatchPump(stream)
+        reading, held = self._reading, self._reading.held
         try:
-            if not held.created:
-                await pump.wait_for_first()
+            await reading.begin()
             result = await patch_functions(held, self._request.patterns, self._request.options)
             patched.append(result)
             print_refusals(result.results)
             self._started = time.monotonic()
+            limit = self._request.duration_ns
+            deadline = None if limit is None else self._started + limit / 1e9
             async with renewing(held.agent, held.session_id, self._request.options.lease):
-                last = await self._collect(pump, stop)
+                await reading.collect(stop, deadline, self._show_progress)
             seconds = time.monotonic() - self._started
-            produced = await self._leave(pump, result, last)
+            await reading.leave(result)
         finally:
             clear_line()
-            await pump.close()
-        summary = self._summarize(seconds, produced, last)
-        self._trace.finish(
-            {
-                "end": summary.end,
-                "seconds": round(seconds, 3),
-                "produced": summary.produced,
-                "lost": summary.lost,
-                "losses": summary.losses,
-                "exact": summary.exact,
-            }
+            await reading.close()
+        last = reading.last
+        end = describe_end(last) if last is not None else "stopped"
+        outcome = outcome_metadata(reading.counts, seconds, end)
+        self._trace.finish(outcome)
+        summary = RecordSummary(
+            directory=str(self._trace.directory),
+            seconds=outcome["seconds"],
+            event_bytes=self._trace.bytes_written,
+            end=end,
+            **dataclasses.asdict(reading.counts),
         )
         return summary, end_error(last) if last is not None else None
-
-    async def _collect(self, pump: BatchPump, stop: asyncio.Event) -> EventBatch | None:
-        limit = self._request.duration_ns
-        deadline = None if limit is None else time.monotonic() + limit / 1e9
-        while not stop.is_set():
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
-                break
-            wait = _TICK_SECONDS if deadline is None else min(deadline - now, _TICK_SECONDS)
-            with contextlib.suppress(TimeoutError):
-                batch = await pump.next(max(wait, 0.001))
-                if batch is None:
-                    break
-                if self._take(batch):
-                    return batch
-            self._show_progress()
-        return None
-
-    # Unpatches, takes what the rings still hold, and detaches if we attached.
-    # Returns how many records the target produced, None if nobody can tell.
-    async def _leave(
-        self, pump: BatchPump, result: PatchResult, last: EventBatch | None
-    ) -> int | None:
-        held = self._held
-        if last is not None:
-            detached = await release(held, result)
-            return detached.records_produced if detached else self._stream_total()
-        await unpatch_own(held, result)
-        await self._drain(pump)
-        if not held.created:
-            return self._stream_total()
-        detached = await release(held, result)
-        # What threads recorded between the last look and the detach.
-        deadline = time.monotonic() + _DRAIN_SECONDS
-        with contextlib.suppress(TimeoutError):
-            while time.monotonic() < deadline:
-                batch = await pump.next(deadline - time.monotonic())
-                if batch is None or self._take(batch):
-                    break
-        return detached.records_produced if detached else None
-
-    async def _drain(self, pump: BatchPump) -> None:
-        deadline = time.monotonic() + _DRAIN_SECONDS
-        wanted = await self._session_produced()
-        while time.monotonic() < deadline:
-            have = self._seen.record_count + self._seen.records_lost
-            if not pump.waiting and (not self._held.created or have >= wanted):
-                return
-            with contextlib.suppress(TimeoutError):
-                batch = await pump.next(_TICK_SECONDS)
-                if batch is None or self._take(batch):
-                    return
-
-    async def _session_produced(self) -> int:
-        for session in await self._held.agent.sessions():
-            if session.session_id == self._held.session_id:
-                return session.records_produced
-        return 0
-
-    # Writes a batch; returns whether it was the last.
-    def _take(self, batch: EventBatch) -> bool:
-        if self._before_first is None:
-            self._before_first = batch.records_total - batch.record_count
-        self._trace.write(batch)
-        self._seen.add(batch)
-        if batch.throttled:
-            clear_line()
-            self._throttles.show(batch)
-        return batch.end is not EndReason.NONE
-
-    # In a session that others use too, only what the session put into batches
-    # while we listened is ours to account for, and what its rings lost.
-    def _stream_total(self) -> int:
-        before = self._before_first or 0
-        in_rings = sum(
-            loss.records
-            for loss in self._seen.losses
-            if loss.stage not in (LossStage.STREAM, LossStage.AGENT)
-        )
-        return self._seen.records_total - before + in_rings
-
-    def _summarize(
-        self, seconds: float, produced: int | None, last: EventBatch | None
-    ) -> RecordSummary:
-        seen = self._seen
-        losses: dict[str, int] = {}
-        for loss in seen.losses:
-            name = loss.stage.name.lower()
-            losses[name] = losses.get(name, 0) + loss.records
-        total = seen.record_count + seen.records_lost
-        return RecordSummary(
-            directory=str(self._trace.directory),
-            seconds=round(seconds, 3),
-            produced=total if produced is None else produced,
-            delivered=seen.record_count,
-            lost=seen.records_lost,
-            losses=losses,
-            exact=None if produced is None else produced == total,
-            event_bytes=self._trace.bytes_written,
-            end=describe_end(last) if last is not None else "stopped",
-        )
 
     def _show_progress(self) -> None:
         now = time.monotonic()
         if now - self._progress_at < _PROGRESS_SECONDS:
             return
-        rate = (self._seen.record_count - self._progress_count) / (now - self._progress_at)
-        self._progress_at, self._progress_count = now, self._seen.record_count
+        seen = self._reading.seen
+        rate = (seen.record_count - self._progress_count) / (now - self._progress_at)
+        self._progress_at, self._progress_count = now, seen.record_count
         show_line(
             f"recording {now - self._started:.1f} s: "
-            f"{_output.plural(self._seen.record_count, 'record')} ({rate:,.0f}/s), "
-            f"{self._seen.records_lost:,} lost, {_output.size(self._trace.bytes_written)}"
+            f"{_output.plural(seen.record_count, 'record')} ({rate:,.0f}/s), "
+            f"{seen.records_lost:,} lost, {_output.size(self._trace.bytes_written)}"
         )
-
-
-def _metadata(info: AgentInfo, process: Process, request: _Request) -> dict[str, Any]:
-    return {
-        "recorded_by": f"uftrace-remote {client_version()}",
-        "recorded_unix_ns": time.time_ns(),
-        "agent": {
-            "address": str(request.target.endpoint),
-            "version": info.version,
-            "hostname": info.hostname,
-            "architecture": info.architecture.name.lower(),
-            "kernel_release": info.kernel_release,
-            "boot_id": info.boot_id,
-        },
-        "process": _output.to_json(process),
-        "patterns": list(request.patterns),
-    }
 
 
 def _print_summary(summary: RecordSummary) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
 
-from uftrace_remote.cli import _output
+from uftrace_remote.agent import AgentClient
+from uftrace_remote.cli import _fleet, _output
 from uftrace_remote.cli._options import json_option
 from uftrace_remote.cli._settings import Settings, pass_settings, run
 from uftrace_remote.cli._throttles import (
@@ -19,7 +21,26 @@ from uftrace_remote.cli._throttles import (
 )
 from uftrace_remote.enums import TracepointState
 from uftrace_remote.errors import NoSuchSessionError
+from uftrace_remote.fleet.address import is_plural
+from uftrace_remote.fleet.agents import ask_agents
+from uftrace_remote.fleet.fan_out import Outcome
+from uftrace_remote.fleet.resolution import FleetHost
 from uftrace_remote.values import AgentInfo, Session, Tracepoint
+
+_COLUMNS = (
+    ("SESSION", "left"),
+    ("PID", "right"),
+    ("COMMAND", "left"),
+    ("OWNER", "left"),
+    ("SINCE", "left"),
+    ("TRACEPOINTS", "right"),
+    ("RECORDS", "right"),
+    ("LOST", "right"),
+    ("STREAMS", "right"),
+    ("CPU", "right"),
+    ("MEMORY", "right"),
+    ("STATE", "left"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +56,76 @@ class _Status:
 
 
 @click.command()
-@click.argument("host", required=False, metavar="[HOST[:PORT]]")
+@click.argument("hosts", nargs=-1, metavar="[HOST...]")
 @click.option("-v", "--verbose", is_flag=True, help="List every tracepoint.")
 @json_option
 @pass_settings
-def status(settings: Settings, host: str | None, verbose: bool, as_json: bool) -> None:
-    """Show an agent, its sessions and what is patched."""
-    endpoint = settings.host(host)
+def status(settings: Settings, hosts: tuple[str, ...], verbose: bool, as_json: bool) -> None:
+    """Show an agent, its sessions and what is patched; or the sessions of many agents.
+
+    HOST is a host, a range (web[01-16]), a list (web1,web2) or a group of the inventory (@web).
+    """
+    if is_plural(hosts):
+        _many(settings, hosts, as_json)
+        return
+    endpoint = settings.host(hosts[0] if hosts else None)
 
     async def work() -> _Status:
         async with settings.connect(endpoint) as agent:
-            info = await agent.info()
-            found = []
-            for session in await agent.sessions():
-                try:
-                    tracepoints = await agent.tracepoints(session.session_id)
-                except NoSuchSessionError:
-                    continue  # detached meanwhile
-                found.append(_SessionStatus(session, tracepoints))
-            return _Status(info, tuple(found))
+            return await _ask(agent)
 
     result = run(work)
     if as_json:
         _output.print_json(result)
         return
+    _print_one(result, verbose, settings.color)
+
+
+async def _ask(agent: AgentClient) -> _Status:
+    info = await agent.info()
+    found = []
+    for session in await agent.sessions():
+        try:
+            tracepoints = await agent.tracepoints(session.session_id)
+        except NoSuchSessionError:
+            continue  # detached meanwhile
+        found.append(_SessionStatus(session, tracepoints))
+    return _Status(info, tuple(found))
+
+
+def _many(settings: Settings, hosts: tuple[str, ...], as_json: bool) -> None:
+    async def work() -> Sequence[Outcome[FleetHost, _Status]]:
+        found = await _fleet.find_hosts(settings, hosts)
+        return await ask_agents(found.hosts, _ask, settings.credentials, timeout=settings.timeout)
+
+    outcomes = run(work)
+    if as_json:
+        _output.print_json(
+            [
+                {
+                    "host": str(each.host.endpoint),
+                    "status": each.value,
+                    "error": _fleet.error_json(each.error),
+                }
+                for each in outcomes
+            ]
+        )
+    else:
+        rows = [
+            (str(each.host), *_row(session.session))
+            for each in outcomes
+            if each.value is not None
+            for session in each.value.sessions
+        ]
+        if rows:
+            _output.print_table((("HOST", "left"), *_COLUMNS), rows, color=settings.color)
+        answered = sum(each.error is None for each in outcomes)
+        click.echo(f"{_output.plural(len(rows), 'session')} on {_output.plural(answered, 'host')}")
+    _fleet.print_failures(outcomes)
+    _fleet.raise_failure(outcomes)
+
+
+def _print_one(result: _Status, verbose: bool, color: bool | None) -> None:
     agent = result.agent
     click.echo(
         f"agent {agent.version} on {agent.hostname} ({agent.architecture.name.lower()}, "
@@ -69,29 +136,16 @@ def status(settings: Settings, host: str | None, verbose: bool, as_json: bool) -
         click.echo("no sessions")
         return
     _output.print_table(
-        [
-            ("SESSION", "left"),
-            ("PID", "right"),
-            ("COMMAND", "left"),
-            ("OWNER", "left"),
-            ("SINCE", "left"),
-            ("TRACEPOINTS", "right"),
-            ("RECORDS", "right"),
-            ("LOST", "right"),
-            ("STREAMS", "right"),
-            ("CPU", "right"),
-            ("MEMORY", "right"),
-            ("STATE", "left"),
-        ],
+        _COLUMNS,
         (_row(each.session) for each in result.sessions),
-        color=settings.color,
+        color=color,
     )
     for each in result.sessions:
         _print_throttled(each.session)
         _print_leases(each.session)
     if verbose:
         for each in result.sessions:
-            _print_tracepoints(each, settings.color)
+            _print_tracepoints(each, color)
 
 
 def _row(session: Session) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from uftrace_remote.cli import _output
+from uftrace_remote.cli import _fleet, _output
+from uftrace_remote.cli._each import on_every_session
 from uftrace_remote.cli._find_session import find_session
 from uftrace_remote.cli._options import WRITERS, json_option
 from uftrace_remote.cli._progress import spinner
@@ -31,12 +32,23 @@ def unpatch(
     settings: Settings, target: str, patterns: tuple[str, ...], writer: str, as_json: bool
 ) -> None:
     """Disable tracepoints; all of the process without FUNC."""
+    chosen = PatchWriter[writer.upper()]
+    if _fleet.is_fleet_target(target):
+        on_every_session(
+            settings,
+            target,
+            lambda agent, session_id: agent.unpatch(session_id, patterns, chosen),
+            lambda done: f"unpatched {_output.plural(done.disabled_count, 'function')}",
+            what="unpatching",
+            as_json=as_json,
+        )
+        return
     where = settings.target(target)
 
     async def work() -> UnpatchResult:
         async with settings.connect(where.endpoint) as agent:
             session = await find_session(agent, where.process)
-            return await agent.unpatch(session.session_id, patterns, PatchWriter[writer.upper()])
+            return await agent.unpatch(session.session_id, patterns, chosen)
 
     with spinner("unpatching"):
         result = run(work)

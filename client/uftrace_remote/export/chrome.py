@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from uftrace_remote.export._format import ExportFormat, ExportResult, replacing
 from uftrace_remote.trace.clock import Clock
@@ -13,32 +17,67 @@ from uftrace_remote.trace.model import CallArray, CallFlag
 from uftrace_remote.trace.paired import StreamPairer, paired_chunks
 from uftrace_remote.trace.store import TraceReader
 
+# Turns times of a trace into those that are shown.
+_Correct = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChromeProcess:
+    """A process of the file.
+
+    Attributes:
+        trace: What it did.
+        pid: Its number in the file, which no other one has.
+        name: What it is called there.
+        correct: From CLOCK_MONOTONIC of its host to the times of the file.
+    """
+
+    trace: TraceReader
+    pid: int
+    name: str
+    correct: _Correct
+
 
 def write_chrome(trace: TraceReader, path: Path) -> ExportResult:
     """Writes a trace piece by piece; the memory it takes does not grow with the trace."""
     pid = _pid(trace)
+    name = trace.metadata.get("process", {}).get("command_name") or str(pid)
+    process = ChromeProcess(trace, pid, name, lambda moments: moments)
+    return write_processes([process], path, _about(trace))
+
+
+def write_processes(
+    processes: Sequence[ChromeProcess], path: Path, about: Mapping[str, Any]
+) -> ExportResult:
+    """Writes several processes on one clock, one after the other.
+
+    Args:
+        processes: One or more.
+        path: The file.
+        about: What to say beside the events (JSON values).
+    """
     calls = 0
     with replacing(path) as file:
-        file.write(
-            '{"displayTimeUnit":"ns","traceEvents":[\n' + ",\n".join(_first_names(trace, pid))
-        )
-        separator = ",\n"
-        pairer = StreamPairer()
-        for piece in _events(trace, pid, pairer):
-            if piece:
-                file.write(separator + separator.join(piece))
-                calls += len(piece)
-        for name in _names(pid, pairer.strand_names()):
-            file.write(separator + name)
-        file.write(f'\n],"otherData":{json.dumps(_about(trace))}}}\n')
+        separator = '{"displayTimeUnit":"ns","traceEvents":[\n'
+        for process in processes:
+            file.write(separator + ",\n".join(_first_names(process)))
+            separator = ",\n"
+            pairer = StreamPairer()
+            for piece in _events(process, pairer):
+                if piece:
+                    file.write(separator + separator.join(piece))
+                    calls += len(piece)
+            for name in _names(process.pid, pairer.strand_names()):
+                file.write(separator + name)
+        file.write(f'\n],"otherData":{json.dumps(about)}}}\n')
     return ExportResult(path, calls)
 
 
 CHROME = ExportFormat("chrome", "Trace Event JSON for Perfetto and chrome://tracing", write_chrome)
 
 
-def _events(trace: TraceReader, pid: int, pairer: StreamPairer) -> Iterator[list[str]]:
-    summary = trace.summary
+def _events(process: ChromeProcess, pairer: StreamPairer) -> Iterator[list[str]]:
+    trace, pid, summary = process.trace, process.pid, process.trace.summary
     encoded: dict[int, str] = {}
 
     def name(function: int) -> str:
@@ -51,22 +90,28 @@ def _events(trace: TraceReader, pid: int, pairer: StreamPairer) -> Iterator[list
         tail = f'"pid":{pid},"tid":{tid}}}'
         yield [
             _event(name(function), start, end, flags, tail)
-            for function, start, end, flags in _columns(chunk.finished, summary.clock)
+            for function, start, end, flags in _columns(
+                chunk.finished, summary.clock, process.correct
+            )
         ]
     for tid, thread in pairer.threads.items():
         tail = f'"pid":{pid},"tid":{tid}}}'
         # A begin without an end: Perfetto draws it up to the end of the trace.
         yield [
             f'{{"name":{name(function)},"ph":"B","ts":{_us(start)},{tail}'
-            for function, start, _, _ in _columns(thread.open_calls(), summary.clock)
+            for function, start, _, _ in _columns(
+                thread.open_calls(), summary.clock, process.correct
+            )
         ]
 
 
-def _columns(rows: CallArray, clock: Clock) -> Iterator[tuple[int, int, int, int]]:
+def _columns(
+    rows: CallArray, clock: Clock, correct: _Correct
+) -> Iterator[tuple[int, int, int, int]]:
     return zip(
         rows["function"].tolist(),
-        clock.nanoseconds(rows["start"]).tolist(),
-        clock.nanoseconds(rows["end"]).tolist(),
+        correct(clock.nanoseconds(rows["start"])).tolist(),
+        correct(clock.nanoseconds(rows["end"])).tolist(),
         rows["flags"].tolist(),
         strict=True,
     )
@@ -85,11 +130,10 @@ def _us(nanoseconds: int) -> str:
     return f"{nanoseconds // 1000}.{nanoseconds % 1000:03d}"
 
 
-def _first_names(trace: TraceReader, pid: int) -> list[str]:
-    process = trace.metadata.get("process", {})
-    names = trace.summary.thread_names
+def _first_names(process: ChromeProcess) -> list[str]:
+    pid, names = process.pid, process.trace.summary.thread_names
     return [
-        _meta("process_name", pid, pid, process.get("command_name") or str(pid)),
+        _meta("process_name", pid, pid, process.name),
         *_names(pid, {tid: name or f"thread {tid}" for tid, name in names.items()}),
     ]
 

@@ -7,14 +7,14 @@ included. Hovering shows figures; a click zooms, Ctrl-F searches.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from uftrace_remote.export._format import ExportFormat, ExportResult, replacing
 from uftrace_remote.export._svg import SCRIPT, STYLE
-from uftrace_remote.trace.stacks import StackTree, stack_tree
+from uftrace_remote.trace.stacks import StackNode, stack_tree
 from uftrace_remote.trace.store import TraceReader
 
 _WIDTH = 1200.0
@@ -24,6 +24,10 @@ _TOP = 56
 _BOTTOM = 30
 _CHARACTER = 6.7
 _LEAST_WIDTH = 0.1
+
+
+# Name and module.
+FunctionName = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,40 +44,64 @@ class _Box:
 
 def write_flamegraph(trace: TraceReader, path: Path) -> ExportResult:
     """Writes the flame graph of a trace; all threads together."""
-    tree = stack_tree(trace)
-    weights, own, by_time = _weights(tree)
-    calls = sum(node.calls for node in tree.nodes)
-    boxes = list(_boxes(trace, tree, weights, own))
+    functions = trace.summary.functions
+
+    def names(function_id: int) -> FunctionName:
+        known = functions.get(function_id)
+        return trace.summary.function_name(function_id), known.module if known else ""
+
+    return write_stacks(stack_tree(trace).nodes, names, _title_of(trace), path)
+
+
+def write_stacks(
+    nodes: Sequence[StackNode],
+    names: Callable[[int], FunctionName],
+    title: str,
+    path: Path,
+) -> ExportResult:
+    """Writes the flame graph of some stacks.
+
+    Args:
+        nodes: As in a `StackTree`: a node's parent comes before it.
+        names: Name and module behind a function id.
+        title: Of what they are.
+        path: The file.
+    """
+    weights, own, by_time = _weights(nodes)
+    boxes = list(_boxes(nodes, names, weights, own))
     with replacing(path) as file:
-        for piece in _svg(_title(trace, by_time), boxes, by_time):
+        what = "time by stack" if by_time else "calls by stack"
+        for piece in _svg(f"{title}: {what}", boxes, by_time):
             file.write(piece)
     remarks = () if by_time else ("no call has a duration: widths are numbers of calls",)
-    return ExportResult(path, calls, remarks)
+    return ExportResult(path, sum(node.calls for node in nodes), remarks)
 
 
 FLAMEGRAPH = ExportFormat("flamegraph", "flame graph in one SVG file", write_flamegraph)
 
 
 # Time where there is any. A trace of entries alone is drawn by calls.
-def _weights(tree: StackTree) -> tuple[list[int], list[int], bool]:
-    totals = tree.total_ns()
-    if any(totals):
-        return totals, [node.self_ns for node in tree.nodes], True
-    counts = [node.calls for node in tree.nodes]
-    for index in range(len(counts) - 1, -1, -1):
-        parent = tree.nodes[index].parent
+def _weights(nodes: Sequence[StackNode]) -> tuple[list[int], list[int], bool]:
+    times = [node.self_ns for node in nodes]
+    by_time = any(times)
+    own = times if by_time else [node.calls for node in nodes]
+    totals = list(own)
+    for index in range(len(nodes) - 1, -1, -1):
+        parent = nodes[index].parent
         if parent >= 0:
-            counts[parent] += counts[index]
-    return counts, [node.calls for node in tree.nodes], False
+            totals[parent] += totals[index]
+    return totals, own, by_time
 
 
 def _boxes(
-    trace: TraceReader, tree: StackTree, weights: Sequence[int], own: Sequence[int]
+    nodes: Sequence[StackNode],
+    names: Callable[[int], FunctionName],
+    weights: Sequence[int],
+    own: Sequence[int],
 ) -> Iterator[_Box]:
     children: dict[int, list[int]] = {}
-    for index, node in enumerate(tree.nodes):
+    for index, node in enumerate(nodes):
         children.setdefault(node.parent, []).append(index)
-    summary = trace.summary
     everything = sum(weights[index] for index in children.get(-1, ()))
     usable = _WIDTH - 2 * _MARGIN
     scale = usable / everything if everything else 0.0
@@ -83,15 +111,15 @@ def _boxes(
     while waiting:
         index, x, depth = waiting.pop()
         below = children.get(index, [])
-        below.sort(key=lambda each: summary.function_name(tree.nodes[each].function_id))
+        below.sort(key=lambda each: names(nodes[each].function_id))
         for child in below:
             width = weights[child] * scale
             if width >= _LEAST_WIDTH:
-                node = tree.nodes[child]
-                known = summary.functions.get(node.function_id)
+                node = nodes[child]
+                name, module = names(node.function_id)
                 yield _Box(
-                    name=summary.function_name(node.function_id),
-                    module=known.module if known else "",
+                    name=name,
+                    module=module,
                     x=x,
                     width=width,
                     depth=depth + 1,
@@ -166,10 +194,9 @@ def _time(nanoseconds: int) -> str:
     return f"{nanoseconds} ns"
 
 
-def _title(trace: TraceReader, by_time: bool) -> str:
+def _title_of(trace: TraceReader) -> str:
     process = trace.metadata.get("process", {})
     host = trace.metadata.get("agent", {}).get("hostname", "")
     name = process.get("command_name") or trace.directory.name
     pid = process.get("reference", {}).get("pid")
-    what = "time by stack" if by_time else "calls by stack"
-    return f"{name}{f' ({pid})' if pid else ''}{f' on {host}' if host else ''}: {what}"
+    return f"{name}{f' ({pid})' if pid else ''}{f' on {host}' if host else ''}"

@@ -68,9 +68,10 @@ def estimate(samples: Iterable[ClockSample]) -> ClockOffset:
     sound = [sample for sample in samples if sample.round_trip_ns >= 0]
     if not sound:
         raise ConnectionFailedError(
-            "the clock offset could not be measured: this host's clock was set back meanwhile",
-            reason="CLOCK_SET_BACK",
-            hint="try again",
+            "the clock offset could not be measured: no answer told the time, or this host's clock "
+            "was set back meanwhile",
+            reason="CLOCK_UNKNOWN",
+            hint="try again; an agent of an older release may not tell the time",
         )
     best = min(sound, key=lambda sample: sample.round_trip_ns)
     # Rounded up: the middle of an odd round trip is half a nanosecond off.

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from uftrace_remote.endpoint import Endpoint
 from uftrace_remote.enums import PatchStatus
 from uftrace_remote.errors import (
     BusyTargetError,
@@ -34,7 +35,8 @@ from uftrace_remote.fleet.rollout import Rollout, RolloutPolicy, Step, uneven_re
 from uftrace_remote.values import FunctionResult, Lease, PatchOptions
 
 PROBATION_SECONDS: Final = 30.0
-# From the last commit request on its way to the moment itself.
+# From the last commit request on its way to the moment itself. Busy hosts answer late:
+# the moment waits for them, and for each member as long as it takes us to tell it.
 _MARGIN_SECONDS: Final = 0.1
 _LEAD_SECONDS: Final = 1.0
 _LEAD_PER_MEMBER: Final = 0.003
@@ -91,6 +93,9 @@ class MemberOutcome:
     left_over: str = ""
 
 
+Unreached = tuple[tuple[Endpoint, UftraceError], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class FleetPatch:
     """What became of a patch of many processes.
@@ -99,11 +104,13 @@ class FleetPatch:
         members: Each process, by host and pid.
         is_enabled: Whether it stands; otherwise it was rolled back everywhere.
         lease: What the tracepoints hang on; None: they stay.
+        unreached: Hosts that could not name their processes, and why.
     """
 
     members: tuple[MemberOutcome, ...]
     is_enabled: bool
     lease: Lease | None
+    unreached: Unreached = ()
 
     @property
     def enabled(self) -> tuple[MemberOutcome, ...]:
@@ -123,7 +130,10 @@ class FleetPatch:
 
 
 async def patch_members(
-    members: Sequence[Member], plan: PatchPlan, progress: Progress = lambda words: None
+    members: Sequence[Member],
+    plan: PatchPlan,
+    progress: Progress = lambda words: None,
+    unreached: Unreached = (),
 ) -> FleetPatch:
     """Patch processes, all at one moment (of each wave) or none.
 
@@ -131,10 +141,17 @@ async def patch_members(
         members: The processes; the clocks of their agents have been measured.
         plan: What is to be done.
         progress: Told what is being done.
+        unreached: Hosts that could not name their processes: failures from the start.
 
     Returns:
         What became of it; also where it was rolled back.
     """
+    most = plan.policy.most_failures
+    if not members or (most is not None and len(unreached) > most):
+        nothing = tuple(MemberOutcome(member, Step.NONE) for member in members)
+        return FleetPatch(nothing, False, plan.options.lease, unreached)
+    if most is not None:
+        plan = replace(plan, policy=replace(plan.policy, most_failures=most - len(unreached)))
     until = time.monotonic() + plan.patience_seconds
     ordered = sorted(members, key=lambda member: member.key)
     while True:
@@ -145,7 +162,7 @@ async def patch_members(
             each.error is not None and each.error.reason in _CONTENTION for each in done.failed
         )
         if done.is_enabled or not is_contended or time.monotonic() > until:
-            return done
+            return replace(done, unreached=unreached)
         progress("others are about to patch some of the processes: trying again")
         # Two that try again at the same intervals would meet again.
         await asyncio.sleep(random.uniform(0.1, 0.6))
@@ -160,6 +177,7 @@ class _Change:
         self._progress = progress
         self._rollout = Rollout(plan.policy, len(members))
         self._left_over: dict[int, str] = {}
+        self._pace = _LEAD_PER_MEMBER
         wanted = plan.options.lease
         name = wanted.name if wanted else f"fleet-{secrets.token_hex(4)}"
         self._probation = Lease(name, int(PROBATION_SECONDS * 1e9))
@@ -208,8 +226,13 @@ class _Change:
     async def _prepare(self) -> bool:
         places = list(self._rollout.going(Step.ATTACHED))
         for group in (places[:1], places[1:]):
+            begun = time.monotonic()
             if not await self._all(group, "preparing", self._prepare_one, Step.PREPARED):
                 return False
+            # A commit request is less work than this was, for us as for them.
+            if len(group) > 1:
+                pace = (time.monotonic() - begun) / len(group)
+                self._pace = min(pace, _LEAD_PER_MEMBER)
         going = list(self._rollout.going(Step.PREPARED))
         results = [_planned(self._members[place]) for place in going]
         uneven = uneven_refusals(
@@ -236,7 +259,7 @@ class _Change:
     async def _commit(self, places: Sequence[int]) -> bool:
         self._progress(f"committing on {len(places):,}")
         members = [self._members[place] for place in places]
-        lead = _LEAD_SECONDS + _LEAD_PER_MEMBER * len(places) + 2 * _slowest_trip(members)
+        lead = _LEAD_SECONDS + self._pace * len(places) + 2 * _slowest_trip(members)
         at_ns = time.monotonic_ns() + int((lead + _MARGIN_SECONDS) * 1e9)
 
         async def arm(member: Member) -> None:

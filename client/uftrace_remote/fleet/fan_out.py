@@ -93,14 +93,17 @@ def failure_of(outcomes: Sequence[Outcome[_Host, _Value]]) -> UftraceError | Non
     if len(errors) < len(outcomes):
         return SomeHostsFailedError(
             f"{len(errors):,} of {len(outcomes):,} hosts failed",
-            hint="the others answered; each failure is told with its host",
+            hint="the others answered; each failure is shown with its host",
         )
     if len(errors) == 1:
         return errors[0]
     kinds = Counter((type(error), error.reason) for error in errors)
     kind, reason = kinds.most_common(1)[0][0]
-    first = next(error for error in errors if type(error) is kind and error.reason == reason)
-    return kind(f"all {len(errors):,} hosts failed", reason=reason, hint=first.hint)
+    return kind(
+        f"all {len(errors):,} hosts failed",
+        reason=reason,
+        hint="each failure is shown with its host",
+    )
 
 
 async def _ask_one(

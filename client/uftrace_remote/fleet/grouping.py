@@ -27,7 +27,7 @@ class SameAnswer(Generic[_Value]):
 
     @property
     def where(self) -> str:
-        """The hosts as ranges, such as `web[01-16],db1`."""
+        """The hosts as ranges, such as `db1,web[01-16]`."""
         return ",".join(fold_endpoints(self.hosts))
 
 

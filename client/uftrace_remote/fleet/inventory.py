@@ -18,7 +18,7 @@ class DnsSource:
 
     Attributes:
         kind: "dns", "srv" or "kubernetes".
-        name: What is looked up.
+        name: What is looked up; `SERVICE.NAMESPACE` may stand for a whole name of Kubernetes.
     """
 
     kind: str
@@ -168,7 +168,8 @@ class Inventory:
 
 def wrong(path: Path | None, key: str, what: str, hint: str) -> UsageError:
     """The error about one key of an inventory."""
-    return UsageError(f"{path}: {key}: {what}", reason="INVALID_INVENTORY", hint=hint)
+    place = f"{path}: " if path is not None else ""
+    return UsageError(f"{place}{key}: {what}", reason="INVALID_INVENTORY", hint=hint)
 
 
 def near(name: str, names: Mapping[str, object] | Sequence[str], mark: str = "") -> str:

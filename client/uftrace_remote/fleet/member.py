@@ -20,12 +20,14 @@ class Agent:
         client: The connection.
         info: What it said about itself last; None before it has been asked.
         clock: Its CLOCK_MONOTONIC against ours; None before it has been measured.
+        origins: What named it, in order: `web1`, `@web`, `@web (srv)`.
     """
 
     endpoint: Endpoint
     client: AgentClient
     info: AgentInfo | None = None
     clock: ClockOffset | None = None
+    origins: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return str(self.endpoint)

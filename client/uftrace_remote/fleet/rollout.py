@@ -56,7 +56,7 @@ class RolloutPolicy:
     def waves(self, count: int) -> list[range]:
         """Members by place, in the order in which they are changed."""
         first = min(count, max(self.canary, -int(-self.canary_share * count // 1)))
-        size = self.batch or count
+        size = self.batch or max(count, 1)
         edges = [0, *([first] if first else []), *range(first + size, count, size), count]
         return [range(begin, end) for begin, end in pairwise(edges) if end > begin]
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from uftrace_remote.trace.clock import Clock
 from uftrace_remote.trace.model import CallArray, CallFlag, PairedChunk
 from uftrace_remote.trace.paired import StreamPairer, paired_chunks
-from uftrace_remote.trace.statistics import close_open_calls
 from uftrace_remote.trace.store import TraceReader
+from uftrace_remote.trace.tallies import close_open_calls
 
 _FUNCTIONS = 1 << 24
 

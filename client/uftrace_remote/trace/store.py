@@ -28,6 +28,7 @@ FORMAT = "uftrace-remote-trace"
 VERSION = 1
 _METADATA = "trace.json"
 _EVENTS = "events.bin"
+TRACE_FILES = frozenset({_METADATA, _EVENTS, _METADATA + ".new"})
 
 
 class TraceWriter:
@@ -61,7 +62,7 @@ class TraceWriter:
                 directory / _EVENTS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
             )
         except OSError as error:
-            raise _failed(directory, error) from error
+            raise output_failed(directory, error) from error
         try:
             self._append([_frames.MAGIC])
             self._save_metadata()
@@ -78,7 +79,13 @@ class TraceWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        os.close(self._file)
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def write(self, batch: EventBatch) -> None:
         """Appends one batch.
@@ -127,20 +134,33 @@ class TraceWriter:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self.bytes_written)
-            raise _failed(self.directory, error, self.record_count) from error
+            raise output_failed(self.directory, error, self.record_count) from error
         assert written == wanted
         self.bytes_written += written
 
     def _save_metadata(self) -> None:
-        path = self.directory / _METADATA
-        draft = path.with_suffix(".json.new")
-        try:
-            draft.write_text(json.dumps(self._metadata, indent=2) + "\n")
-            draft.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise _failed(self.directory, error, self.record_count) from error
+        write_json(self.directory / _METADATA, self._metadata, self.record_count)
+
+
+def write_json(path: Path, value: Mapping[str, Any], records: int | None = None) -> None:
+    """Replaces a JSON file by one that is whole.
+
+    Args:
+        path: The file, in the directory of a trace.
+        value: JSON values.
+        records: How many records are safe, for the error.
+
+    Raises:
+        OutputError: It cannot be written; what was there stays.
+    """
+    draft = path.with_name(f"{path.name}.new")
+    try:
+        draft.write_text(json.dumps(value, indent=2) + "\n")
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise output_failed(path.parent, error, records) from error
 
 
 class TraceReader:
@@ -208,17 +228,16 @@ def _prepare(directory: Path, force: bool) -> None:
     present = {path.name for path in directory.iterdir()}
     if not present:
         return
-    ours = {_METADATA, _EVENTS, _METADATA + ".new"}
     if not force:
         raise OutputError(
             f"{directory} is not empty",
             reason="OUTPUT_EXISTS",
             hint="choose another directory, or --force to replace the trace in it",
         )
-    if not present <= ours:
+    if not present <= TRACE_FILES:
         # Somebody's files: --force is for replacing a trace, not for deleting.
         raise OutputError(
-            f"{directory} holds other files than a trace: {sorted(present - ours)[0]}",
+            f"{directory} holds other files than a trace: {sorted(present - TRACE_FILES)[0]}",
             reason="OUTPUT_EXISTS",
             hint="choose another directory",
         )
@@ -276,7 +295,8 @@ def _no_trace(directory: Path) -> OutputError:
     )
 
 
-def _failed(directory: Path, error: OSError, records: int | None = None) -> OutputError:
+def output_failed(directory: Path, error: OSError, records: int | None = None) -> OutputError:
+    """The error for a directory that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     kept = "" if records is None else f"; the {records:,} records so far are kept and readable"
     return OutputError(

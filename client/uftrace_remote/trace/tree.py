@@ -40,6 +40,7 @@ class TreeLine(NamedTuple):
         duration_ns: Time from entry to exit; None where it is not known.
         depth: How many shown calls are around it.
         skipped: The frame was left by longjmp, an exception or the thread's end.
+        time_ns: The moment at which the line was due: they rise from line to line.
     """
 
     kind: LineKind
@@ -48,6 +49,7 @@ class TreeLine(NamedTuple):
     depth: int
     duration_ns: int | None = None
     skipped: bool = False
+    time_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ class CallTree:
         self._waiting: list[_Event] = []
         self._order = 0
         self._watermark_ns = 0
+        # When the latest line was due.
+        self._now_ns = 0
 
     def feed(self, batch: EventBatch, room: int = _UNLIMITED) -> list[TreeLine]:
         """Takes the next batch.
@@ -233,6 +237,8 @@ class CallTree:
             ready -= 1
         for event in self._waiting[:ready]:
             time_ns, _, tid, is_begin, begin_seq, parent_seq, function, flags = event
+            # A clock that learns may go back a little.
+            self._now_ns = max(self._now_ns, time_ns)
             thread = self._thread(tid)
             if is_begin:
                 self._begin(thread, tid, begin_seq, parent_seq, function, time_ns)
@@ -271,7 +277,9 @@ class CallTree:
             self.calls_shown += 1
         kind = LineKind.END if call.printed else LineKind.LEAF
         skipped = bool(flags & CallFlag.SKIPPED)
-        lines.append(TreeLine(kind, call.tid, call.function_id, call.depth, duration, skipped))
+        lines.append(
+            TreeLine(kind, call.tid, call.function_id, call.depth, duration, skipped, self._now_ns)
+        )
 
     def _print_parents(self, call: _OpenCall, lines: list[TreeLine]) -> None:
         chain = []
@@ -291,11 +299,20 @@ class CallTree:
         call.printed = True
         if call.shown:
             self.calls_shown += 1
-            lines.append(TreeLine(LineKind.BEGIN, call.tid, call.function_id, call.depth))
+            lines.append(
+                TreeLine(
+                    LineKind.BEGIN,
+                    call.tid,
+                    call.function_id,
+                    call.depth,
+                    time_ns=self._now_ns,
+                )
+            )
 
     def _show_long_open(self, lines: list[TreeLine]) -> None:
         if not self._watermark_ns:
             return
+        self._now_ns = max(self._now_ns, self._watermark_ns)
         least = max(self._wanted.min_duration_ns, _SHOW_OPEN_AFTER_NS)
         for call in self._open_calls():
             if not call.printed and self._watermark_ns - call.start_ns >= least:
