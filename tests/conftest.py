@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -82,6 +83,9 @@ def no_leaks(started_grpc: None) -> Iterator[None]:
     """Fail the test if it leaves open files, threads or child processes behind."""
     before = Possessions.now()
     yield
+    if Possessions.now().added_to(before):
+        # What only waits for the collector of cycles, which comes by count and not by time.
+        gc.collect()
     wait_until(
         lambda: not Possessions.now().added_to(before),
         timeout=SETTLING_SECONDS,

@@ -46,14 +46,16 @@ class AgentProcess:
 
 
 @contextmanager
-def running_agent(state_dir: Path, *arguments: str) -> Iterator[AgentProcess]:
+def running_agent(
+    state_dir: Path, *arguments: str, listen: str = "127.0.0.1:0"
+) -> Iterator[AgentProcess]:
     """Start an agent; at the end it must leave by SIGTERM with status 0."""
     state_dir.mkdir(parents=True, exist_ok=True)
     log = (state_dir / "log").open("a")
     process = subprocess.Popen(
         [
             *AGENT,
-            *("--listen", "127.0.0.1:0", "--state-dir", str(state_dir)),
+            *("--listen", listen, "--state-dir", str(state_dir)),
             # Most tests count every call of programs that do nothing else.
             *("--budget", "off"),
             *arguments,

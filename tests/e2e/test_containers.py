@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tests.targets.build import build
 from uftrace_agent.process.identity import ProcessId, resolve
 from uftrace_agent.process.thread_numbers import ThreadNumbers
 from uftrace_agent.process.threads import thread_ids
-from uftrace_agent.session.attaching import attach
+from uftrace_agent.session.attaching import attach, claim_process
 from uftrace_agent.session.types import RecordingOptions
 from uftrace_agent.symbols.cache import ImageCache
 from uftrace_remote import SyncAgentClient
@@ -93,3 +95,42 @@ def test_h82_the_numbers_of_threads_in_a_container(tmp_path: Path) -> None:
         assert attachment.annex.tid_offset >= 0
         attachment.close()
         target.quit()
+
+
+_CLAIM = """
+import sys
+from uftrace_agent.errors import AlreadyHeldError
+from uftrace_agent.process.identity import ProcessId, resolve
+from uftrace_agent.session.attaching import claim_process
+try:
+    claim_process(resolve(ProcessId(1)))
+except AlreadyHeldError:
+    sys.exit(3)
+"""
+
+
+def _claim_from_inside(target: Contained) -> int:
+    inside = ("nsenter", "--target", str(target.pid), "--pid", "--mount")
+    # Its mounts are those of the host where --root was not given.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = (*inside, sys.executable, "-c", _CLAIM)
+    return subprocess.run(command, timeout=60, env=environment).returncode
+
+
+def test_h85_agents_inside_and_outside_of_a_container() -> None:
+    program, wrapper = build("jailed"), ("unshare", "-pf", "--mount-proc", "--kill-child")
+    with (
+        Contained(program, wrapper=wrapper) as first,
+        Contained(program, wrapper=wrapper) as second,
+    ):
+        # Both are pid 1 where they are, and the host's network is shared.
+        with (
+            claim_process(resolve(ProcessId(first.pid))),
+            claim_process(resolve(ProcessId(second.pid))),
+        ):
+            assert _claim_from_inside(first) == 3
+        assert _claim_from_inside(first) == 0
+        with claim_process(resolve(ProcessId(second.pid))):
+            assert _claim_from_inside(first) == 0
+        first.quit()
+        second.quit()

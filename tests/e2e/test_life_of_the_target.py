@@ -127,13 +127,17 @@ def test_h64_the_main_thread_ends_while_the_process_is_traced(
         assert_text_unchanged(thread)
 
 
-def test_a_zombie_and_a_kernel_thread_are_refused(client: SyncAgentClient) -> None:
+def test_a_zombie_is_refused(client: SyncAgentClient) -> None:
     zombie = subprocess.Popen(["true"])
     wait_until(lambda: _state(zombie.pid) == "Z")
     with pytest.raises((UnsupportedTargetError, NoSuchProcessError)) as caught:
         client.attach(ProcessRef(zombie.pid))
     assert caught.value.reason in ("ZOMBIE", "NO_SUCH_PROCESS")
     zombie.wait()
+
+
+@pytest.mark.host
+def test_a_kernel_thread_is_refused(client: SyncAgentClient) -> None:
     with pytest.raises(UnsupportedTargetError) as caught:
         client.attach(ProcessRef(2))
     assert caught.value.reason == "KERNEL_THREAD"

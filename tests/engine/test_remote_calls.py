@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from tests.engine.live import Live, attached
-from tests.support.target_process import TargetProcess
+from tests.support.target_process import DEADLINE, TargetProcess
 from tests.support.text_compare import assert_not_traced, thread_states
 from tests.support.waiting import wait_until
 from tests.targets.build import build
@@ -110,12 +110,13 @@ def test_h56_handlers_run_at_a_high_rate_meanwhile(
             caller = caller_of(live, how)
             until = time.monotonic() + 3
             made = 0
-            while time.monotonic() < until:
+            # On a loaded machine a thread takes long to stop.
+            while time.monotonic() < until or made < 20:
+                assert time.monotonic() < until + DEADLINE
                 tid = running[made % len(running)]
                 borrow(monkeypatch, tid)
                 assert caller.call(calls_in([GETPID, GETTID])) == [target.pid, tid] * 5
                 made += 1
-            assert made > 20
         before = target.counters()["calls_on_profile"]
         wait_until(lambda: target.counters()["calls_on_profile"] > before + 100)
         target.quit()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.engine.live import Live, attached
-from tests.support.target_process import TargetProcess
+from tests.support.target_process import DEADLINE, TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged, thread_states
 from tests.support.waiting import wait_until
 from tests.targets.build import build
@@ -57,7 +57,9 @@ def test_h15_sites_that_straddle(target: TargetProcess, block: str) -> None:
     toggles = 0
     with attached(target.pid) as live:
         until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
+        # On a loaded machine it takes longer to do as much.
+        while time.monotonic() < until or toggles < 50:
+            assert time.monotonic() < until + DEADLINE
             trapped(live, list(names))
             for name in names:
                 head = live.tracepoint(name).plan.head
@@ -65,7 +67,6 @@ def test_h15_sites_that_straddle(target: TargetProcess, block: str) -> None:
                 assert head.address // size != (head.end - 1) // size, "it does straddle"
             live.disable(Writer.TRAP)
             toggles += 2 * len(names)
-    assert toggles > 50
 
 
 def test_h15_all_of_them_in_one_batch(target: TargetProcess) -> None:

@@ -74,7 +74,7 @@ def running_hosts(folder: Path, count: int, program: str = "busy8") -> Iterator[
         hosts = [
             Host(
                 stack.enter_context(running_agent(folder / f"agent{number}")),
-                stack.enter_context(TargetProcess(build(program))),
+                stack.enter_context(TargetProcess(build(program), niceness=10)),
             )
             for number in range(count)
         ]

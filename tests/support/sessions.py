@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from uftrace_agent.engine.model import Form, Refusal, Status, Writer
 from uftrace_agent.engine.probe_cost import ProbeCost
-from uftrace_agent.errors import NoSuchSessionError
+from uftrace_agent.errors import NoSuchPreparationError, NoSuchSessionError
 from uftrace_agent.session.budget import NO_CHANGE, LimitChange, Limits
+from uftrace_agent.session.coordination import Coordination
 from uftrace_agent.session.types import (
     AttachOutcome,
     DetachOutcome,
@@ -100,6 +101,10 @@ class ScriptedSessions:
         self.held[session_id] = session_info(session_id, process, owner)
         return AttachOutcome(self.held[session_id], True, 1000, 0)
 
+    def is_used(self, session_id: str) -> bool:
+        self._find(session_id)
+        return False
+
     async def detach(self, session_id: str) -> DetachOutcome:
         await self._called("detach", session_id)
         self._find(session_id)
@@ -145,6 +150,9 @@ class ScriptedSessions:
     def session_of(self, pid: int) -> str:
         return next((s.session_id for s in self.held.values() if s.process.pid == pid), "")
 
+    def process_of(self, session_id: str) -> ProcessId | None:
+        return self.held[session_id].process if session_id in self.held else None
+
     def tracepoints(self, session_id: str) -> list[TracepointInfo]:
         self._find(session_id)
         return [TracepointInfo(PatchResult(WORK, 1, Status.ENABLED, Form.PUN), "ann", 77)]
@@ -169,6 +177,10 @@ class ScriptedSessions:
     async def shutdown(self) -> None:
         self.calls.append(("shutdown",))
         self.ended.set()
+
+    def coordination(self, session_id: str) -> Coordination:
+        self._find(session_id)
+        raise NoSuchPreparationError("nothing is ever prepared here")
 
     def _find(self, session_id: str) -> SessionInfo:
         if session_id not in self.held:

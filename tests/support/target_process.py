@@ -38,6 +38,7 @@ class TargetProcess:
         wrapper: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         deadline: float = DEADLINE,
+        niceness: int = 0,
     ) -> None:
         """Remembers what to start.
 
@@ -47,10 +48,13 @@ class TargetProcess:
             wrapper: A command that starts it, for example ``("setarch", "-R")``; it must exec.
             environment: Variables on top of this process's.
             deadline: Seconds that each answer may take.
+            niceness: How far it gives way to others: busy threads make every command of a
+                test take seconds. To stop a thread that gives way takes longer.
         """
         self.binary = Path(binary)
         self.deadline = deadline
-        self._command = [*wrapper, str(binary), *arguments]
+        way = ("nice", "-n", str(niceness)) if niceness else ()
+        self._command = [*way, *wrapper, str(binary), *arguments]
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""

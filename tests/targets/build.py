@@ -138,6 +138,7 @@ _TORTURE = ("torture.c", "torture_sites.S", "torture_drive.S")
 
 PROGRAMS: dict[str, Program] = {
     "busy8": Program(("busy8.c",)),
+    "delayed": Program(("delayed.c",), (DEFAULT,)),
     "storm": Program(("storm.c",)),
     "shapes": Program(("shapes.c", "shapes_asm.S")),
     "exceptions": Program(("exceptions.cc",), GLIBC),
@@ -151,6 +152,7 @@ PROGRAMS: dict[str, Program] = {
     ),
     "signals": Program(("signals.c",), NO_SIGPROF),
     "blocked": Program(("blocked.c",), NO_SIGPROF),
+    "pingpong": Program(("pingpong.c",), arguments=("listen", "pingpong.socket")),
     "forker": Program(("forker.c",)),
     "threads_churn": Program(("threads_churn.c",)),
     "return_reader": Program(("return_reader.c", "return_reader_asm.S"), (DEFAULT,)),

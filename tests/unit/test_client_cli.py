@@ -215,7 +215,7 @@ def test_nobody_listens(unused_tcp_port):
 def test_no_credentials(tmp_path):
     result = command("--state-dir", str(tmp_path), "-H", "web1", "ps")
     assert result.exit_code == 4
-    assert "hosts/web1_50051" in result.stderr
+    assert "uftrace-remote login web1:50051" in result.stderr
 
 
 def test_a_bug_says_that_it_is_one(monkeypatch):
@@ -235,7 +235,7 @@ def test_a_bug_says_that_it_is_one(monkeypatch):
 async def test_ps(run):
     result = await run("ps", "--all")
     assert result.exit_code == 0
-    assert result.stdout.startswith("  ")
+    assert re.match(r" *PID +UID +THREADS", result.stdout)
     assert re.search(rf"^ *{PID} ", result.stdout, re.M)
     found = json.loads((await run("ps", "--all", "--json")).stdout)
     assert PID in {str(each["reference"]["pid"]) for each in found}

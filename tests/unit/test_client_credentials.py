@@ -62,7 +62,7 @@ def test_the_state_directory_of_this_host_is_not_for_others(tmp_path, home):
     with pytest.raises(AuthenticationError) as caught:
         find_credentials(REMOTE, CredentialOptions(), home)
     assert str(SYSTEM_STATE_DIRECTORY) not in caught.value.message
-    assert "web1_7" in caught.value.hint
+    assert "uftrace-remote login web1:7" in caught.value.hint
 
 
 def test_the_default_follows_the_user(home):

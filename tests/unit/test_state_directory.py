@@ -20,7 +20,7 @@ from uftrace_agent.state_directory import (
     default_state_directory,
 )
 
-PRIVATE = ("ca.key", "server.key", "token")
+PRIVATE = ("ca.key", "server.key", "token", "token.trace", "token.view")
 
 
 def mode(path: Path) -> int:

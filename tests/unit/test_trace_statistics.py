@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.unit.trace_support import Node, Tape, TreeMaker, make_trace, to_ns
 from uftrace_remote.enums import RecordKind
 from uftrace_remote.trace.calls import read_calls
+from uftrace_remote.trace.histogram import bucket_of, quantile
 from uftrace_remote.trace.stacks import stack_tree
-from uftrace_remote.trace.statistics import _bucket, _quantiles, function_statistics
+from uftrace_remote.trace.statistics import function_statistics
 
 
 def took(node: Node) -> int:
@@ -87,9 +88,9 @@ def test_entries_alone_have_no_times(tmp_path):
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 10**15), min_size=1, max_size=300))
 def test_quantiles_are_right_to_one_percent(durations):
-    buckets = Counter(_bucket(np.array(durations, np.int64)).tolist())
+    buckets = Counter(bucket_of(np.array(durations, np.int64)).tolist())
     exact = sorted(durations)[int(np.ceil(0.99 * len(durations))) - 1]
-    assert exact <= _quantiles(buckets, 0.99)[0] <= exact * 1.0079 + 1
+    assert exact <= quantile(buckets, 0.99) <= exact * 1.0079 + 1
 
 
 def test_stacks_add_up(tmp_path):
