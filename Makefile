@@ -2,7 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON_DIRS := server client build_support tests scripts $(wildcard bench) setup.py
+PYTHON_DIRS := server client build_support tests scripts docs/examples $(wildcard bench) setup.py
 TESTS ?= tests
 PYTEST_ARGS ?=
 TORTURE_ARGS ?=
@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 .PHONY: setup
 setup: $(VENV)/.installed generated ## Make .venv with everything in it (as root: also the Debian packages for the tests)
@@ -24,9 +24,13 @@ setup: $(VENV)/.installed generated ## Make .venv with everything in it (as root
 demo: setup ## Trace a sample server that runs, live, and leave it as it was
 	@$(BIN)/python scripts/demo.py
 
+.PHONY: fleet-demo
+fleet-demo: setup ## Trace eight hosts (network namespaces) as one; kill an agent midway (as root)
+	@$(BIN)/python scripts/fleet_demo.py
+
 .PHONY: test
 test: setup ## Run all tests (TESTS=tests/unit for some of them)
-	@$(BIN)/python -m pytest $(TESTS) -q --durations=15 $(PYTEST_ARGS)
+	@scripts/run-tests $(TESTS) -q --durations=15 $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: setup ## Check style, types and the API's proto files

@@ -9,12 +9,9 @@ were recorded and every record is accounted for.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 import re
-import select
 import shlex
 import shutil
 import signal
@@ -29,10 +26,22 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "scripts" / "demo_server.c"
-# As distributions build; the server is no special program.
-COMPILER_FLAGS = ("-O2", "-fcf-protection", "-pthread")
+from demo_support import (
+    PATIENCE_SECONDS,
+    ROOT,
+    DemoError,
+    Text,
+    advice,
+    command_line,
+    compile_server,
+    explain_if_tracing_is_forbidden,
+    lines_of,
+    read_line,
+    say,
+    start,
+    step,
+    threads_traced_or_stopped,
+)
 
 FUNCTIONS = (
     *("*_request", "*_order", "*_response", "*_string", "*_json"),
@@ -42,21 +51,9 @@ LIVE_SECONDS, RECORD_SECONDS = 4, 2
 SHOWN_REQUESTS, SHOWN_LINES = 3, 60
 # What is shorter is the rest of a request that was under way.
 REQUEST_LINES = 8
-PATIENCE_SECONDS = 20.0
 
-# <linux/prctl.h>
-PR_SET_PDEATHSIG = 1
-PR_SET_PTRACER = 0x59616D61
-PR_SET_PTRACER_ANY = -1
-CAP_SYS_PTRACE = 19
-
-_MODULES = {"uftrace-agent": "uftrace_agent.cli", "uftrace-remote": "uftrace_remote.cli.main"}
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 _TREE_LINE = re.compile(r".*\[ *(?P<tid>\d+)\] \| (?P<indent> *)(?P<call>\S.*)")
-
-
-class DemoError(Exception):
-    """The demo cannot go on; the message is for people."""
 
 
 def main() -> int:
@@ -82,25 +79,6 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def say(text: str = "", *, error: bool = False) -> None:
-    """Prints a line before whatever a child process prints next."""
-    print(text, file=sys.stderr if error else sys.stdout, flush=True)
-
-
-def step(text: str) -> None:
-    """Announces what comes, in words."""
-    bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
-    say(f"\n{bold}{text}{plain}")
-
-
-def command_line(name: str) -> list[str]:
-    """The console script beside this interpreter, or what it would run."""
-    script = Path(sys.executable).parent / name
-    if script.is_file():
-        return [str(script)]
-    return [sys.executable, "-c", f"from {_MODULES[name]} import main; main()"]
-
-
 @dataclass
 class Demo:
     """One run: the programs that it starts, and what it found."""
@@ -118,7 +96,7 @@ class Demo:
         self._clear_output()
 
         step("An order server with four threads, compiled like any other program:")
-        binary = self._compile(folder)
+        binary = compile_server(folder)
         step("An agent of our own, on a free port, with keys and token in a folder of its own:")
         agent, address = self._start_agent(folder)
         step("The server starts. Nobody traces it yet.")
@@ -156,26 +134,15 @@ class Demo:
 
     # -- programs ----------------------------------------------------------
 
-    def _compile(self, folder: Path) -> Path:
-        binary = folder / "order-server"
-        compiler = ["cc"] if shutil.which("cc") else [sys.executable, "-m", "ziglang", "cc"]
-        # Without it zig would leave a cache in the home directory.
-        cache = {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}
-        flags = [*COMPILER_FLAGS, "-o", str(binary), str(SOURCE)]
-        typed = ["python", *compiler[1:]] if "ziglang" in compiler else compiler
-        say(f"$ {shlex.join([*typed, *flags[:-1], str(SOURCE.relative_to(ROOT))])}")
-        done = subprocess.run([*compiler, *flags], env={**os.environ, **cache})
-        if done.returncode:
-            raise DemoError("the compiler failed; `make setup` as root installs gcc")
-        return binary
-
     def _start_agent(self, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
         state = folder / "agent"
         self.environment["UFTRACE_STATE_DIR"] = str(state)
         arguments = ["--listen", "127.0.0.1:0", "--state-dir", str(state)]
         say(f"$ {shlex.join(['uftrace-agent', *arguments])} &")
         log = folder / "agent.log"
-        agent = self._start([*command_line("uftrace-agent"), *arguments], log)
+        agent = start(
+            [*command_line("uftrace-agent"), *arguments], log, self.environment, self.cleanup
+        )
         line = read_line(agent)
         address = line.partition("listening on ")[2]
         if not address:
@@ -186,36 +153,12 @@ class Demo:
 
     def _start_server(self, folder: Path, binary: Path) -> subprocess.Popen[bytes]:
         say(f"$ {shlex.quote(str(binary))} &")
-        server = self._start([str(binary)], folder / "server.log")
+        server = start([str(binary)], folder / "server.log", self.environment, self.cleanup)
         line = read_line(server)
         if "running" not in line:
             raise DemoError("the server did not start")
         say(line)
         return server
-
-    # Both run apart from the terminal's Ctrl-C, since it is for the demo to end
-    # them, and end with it even if it is killed.
-    def _start(self, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-        libc = ctypes.CDLL(None)
-
-        def prepare() -> None:
-            libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-            # With Yama's ptrace_scope=1 only ancestors may trace, unless the
-            # process itself says otherwise.
-            libc.prctl(PR_SET_PTRACER, ctypes.c_ulong(PR_SET_PTRACER_ANY), 0, 0, 0)
-
-        with log.open("wb") as errors:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=self.environment,
-                start_new_session=True,
-                preexec_fn=prepare,
-            )
-        self.cleanup.callback(end, process)
-        return process
 
     def _stop(self, process: subprocess.Popen[bytes], name: str) -> None:
         process.send_signal(signal.SIGTERM)
@@ -344,43 +287,6 @@ class Demo:
             raise DemoError(f"cannot write there: {error}; use --output DIR") from error
 
 
-@dataclass(frozen=True)
-class Text:
-    """All code of a process that comes from files, byte for byte: start address to bytes."""
-
-    mappings: dict[int, bytes]
-
-    @classmethod
-    def of(cls, pid: int) -> Text:
-        """Reads it through /proc/PID/mem."""
-        found = {}
-        try:
-            with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-                for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                    bounds, flags, _, _, inode = line.split()[:5]
-                    start, end = (int(bound, 16) for bound in bounds.split("-"))
-                    if "x" in flags and inode != "0":
-                        found[start] = os.pread(memory.fileno(), end - start, start)
-        except PermissionError as error:
-            raise DemoError(f"the server's memory cannot be read{advice()}") from error
-        return cls(found)
-
-    def differences(self, other: Text) -> int:
-        """How many bytes differ; what is mapped in one only counts in full."""
-        count = 0
-        for start in self.mappings.keys() | other.mappings.keys():
-            ours, theirs = self.mappings.get(start, b""), other.mappings.get(start, b"")
-            if ours != theirs:
-                count += abs(len(ours) - len(theirs))
-                count += sum(a != b for a, b in zip(ours, theirs, strict=False))
-        return count
-
-    def __str__(self) -> str:
-        return (
-            f"{sum(map(len, self.mappings.values())):,} bytes in {len(self.mappings)} mapped files"
-        )
-
-
 class Requests:
     """Puts the lines of `live` together again: one outermost call, of one thread."""
 
@@ -403,97 +309,6 @@ class Requests:
         whole = len(request) >= REQUEST_LINES
         self.count += whole
         return request if whole else None
-
-
-def lines_of(reader: int) -> Iterator[str]:
-    """The lines that come out of a pipe or terminal until its other end closes."""
-    pending = b""
-    while True:
-        try:
-            chunk = os.read(reader, 65536)
-        except OSError:  # a terminal that nobody writes to any more
-            chunk = b""
-        if not chunk:
-            return
-        *lines, pending = (pending + chunk).split(b"\n")
-        for line in lines:
-            yield line.rstrip(b"\r").decode(errors="replace")
-
-
-def read_line(process: subprocess.Popen[bytes]) -> str:
-    """The first line that a program prints; empty if it ends or says nothing."""
-    assert process.stdout is not None
-    if not select.select([process.stdout], [], [], PATIENCE_SECONDS)[0]:
-        return ""
-    return process.stdout.readline().decode(errors="replace").strip()
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a program that may have ended already, kindly first."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def threads_traced_or_stopped(pid: int) -> list[int]:
-    """The threads that a tracer still has or that do not run."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if status_of(task, "TracerPid") != "0" or status_of(task, "State")[0] in "tT":
-                found.append(int(task.name))
-    return found
-
-
-def status_of(process: Path, name: str) -> str:
-    """A line of a process's status file."""
-    for line in (process / "status").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return value.strip()
-    return ""
-
-
-def ptrace_scope() -> int:
-    """What Yama allows: 0 all of one's own, 1 descendants, 2 with CAP_SYS_PTRACE, 3 nothing."""
-    try:
-        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
-    except (FileNotFoundError, PermissionError):
-        return 0
-
-
-def may_trace_everything() -> bool:
-    """Whether we have CAP_SYS_PTRACE."""
-    return bool(int(status_of(Path("/proc/self"), "CapEff"), 16) >> CAP_SYS_PTRACE & 1)
-
-
-def explain_if_tracing_is_forbidden() -> None:
-    """Ends the demo before it begins where the kernel would refuse it."""
-    scope = ptrace_scope()
-    if scope >= 3:
-        raise DemoError("this kernel lets nobody trace until it boots anew (Yama's ptrace_scope=3)")
-    if scope == 2 and not may_trace_everything():
-        raise DemoError(f"only root may trace here (Yama's ptrace_scope=2){advice()}")
-
-
-def advice() -> str:
-    """What may stand against tracing here, to be put behind an error."""
-    found = []
-    if not may_trace_everything():
-        found.append("run the demo as root (sudo make demo)")
-        if ptrace_scope():
-            found.append("allow tracing: sudo sysctl kernel.yama.ptrace_scope=0")
-    if status_of(Path("/proc/self"), "Seccomp") == "2":
-        found.append(
-            "in a container, start it with --security-opt seccomp=unconfined --cap-add SYS_PTRACE"
-        )
-    return "; try this:\n  " + "\n  ".join(found) if found else ""
 
 
 if __name__ == "__main__":
