@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import threading
@@ -117,8 +118,9 @@ def _threads() -> frozenset[threading.Thread]:
 
 
 def _children() -> frozenset[int]:
-    return frozenset(
-        int(pid)
-        for listing in Path("/proc/self/task").glob("*/children")
-        for pid in listing.read_text().split()
-    )
+    children: set[int] = set()
+    for listing in Path("/proc/self/task").glob("*/children"):
+        # A thread may end meanwhile; its children go to another one.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children.update(map(int, listing.read_text().split()))
+    return frozenset(children)

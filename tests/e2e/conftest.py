@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+from tests.support.waiting import wait_until
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.credentials import CredentialOptions
 
@@ -122,17 +125,59 @@ def remote(agent: AgentProcess) -> Remote:
 def run_remote(agent: AgentProcess, *arguments: str, timeout: float = 60.0) -> CommandResult:
     """Run `uftrace-remote` against `agent`; `{}` in an argument is its address."""
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from uftrace_remote.cli.main import main; main()",
-            "--state-dir",
-            str(agent.state_dir),
-            *(argument.replace("{}", agent.address) for argument in arguments),
-        ],
+        _remote_command(agent, arguments),
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "160"},
+        env=_remote_environment(),
     )
     return CommandResult(done.returncode, done.stdout, done.stderr)
+
+
+def run_remote_until(
+    said: str, agent: AgentProcess, *arguments: str, timeout: float = 60.0
+) -> CommandResult:
+    """Run `uftrace-remote` until it has said that on stderr; then interrupt it, as a user
+    does."""
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+        subprocess.Popen(
+            _remote_command(agent, arguments),
+            stdout=out,
+            stderr=err,
+            env=_remote_environment(),
+        ) as process,
+    ):
+        try:
+            wait_until(
+                lambda: process.poll() is not None or said in _content(err),
+                timeout=timeout,
+                otherwise=lambda: f"never said {said!r}: {_content(err)!r}",
+            )
+            process.send_signal(signal.SIGINT)
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        return CommandResult(code, _content(out), _content(err))
+
+
+# The command goes on to write where its own copy of the descriptor stands, so nothing
+# here may move it.
+def _content(file: IO[str]) -> str:
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
+
+
+def _remote_command(agent: AgentProcess, arguments: Sequence[str]) -> list[str]:
+    return [
+        sys.executable,
+        "-c",
+        "from uftrace_remote.cli.main import main; main()",
+        "--state-dir",
+        str(agent.state_dir),
+        *(argument.replace("{}", agent.address) for argument in arguments),
+    ]
+
+
+def _remote_environment() -> dict[str, str]:
+    return {**os.environ, "NO_COLOR": "1", "COLUMNS": "160"}

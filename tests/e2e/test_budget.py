@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import AgentProcess, run_remote, running_agent
+from tests.e2e.conftest import AgentProcess, run_remote, run_remote_until, running_agent
 from tests.e2e.support import Recorder, patch
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged, text_differences
@@ -304,7 +304,9 @@ def test_h86_the_next_agent_does_not_forget(tmp_path: Path) -> None:
 def test_live_says_what_was_taken_out(budgeted: AgentProcess) -> None:
     with storming() as target:
         target.command("storm 1")
-        said = run_remote(budgeted, "live", f"{{}}:{target.pid}", "hot", "-d", "3s")
+        said = run_remote_until(
+            "# hot taken out, it cost too much: ", budgeted, "live", f"{{}}:{target.pid}", "hot"
+        )
         assert said.code == 0
         assert "# hot taken out, it cost too much: " in said.err
         assert f"uftrace-remote budget {budgeted.address}:{target.pid} 'hot'" in said.err
@@ -315,16 +317,10 @@ def test_record_says_it_too_and_its_account_is_exact(
 ) -> None:
     with storming() as target:
         target.command("storm 1")
-        said = run_remote(
+        said = run_remote_until(
+            "# hot taken out, it cost too much: ",
             budgeted,
-            "record",
-            f"{{}}:{target.pid}",
-            "hot",
-            "-d",
-            "3s",
-            "-o",
-            str(tmp_path / "t"),
-            "--json",
+            *("record", f"{{}}:{target.pid}", "hot", "-o", str(tmp_path / "t"), "--json"),
         )
         assert said.code == 0, said.err
         assert "# hot taken out, it cost too much: " in said.err

@@ -21,10 +21,15 @@ ITERATIONS = 20
 
 # Every program in the usual build, and every kind of build with the programs
 # that have the most shapes of functions.
+# Programs that do nothing unless they are told to, or have tests of their own.
+NOT_BY_THEMSELVES = (
+    *("pyhost", "many", "blocked", "jailed", "oddtext", "hugetext"),
+    *("delayed", "pingpong"),
+)
 PROGRAM_CASES = [
     (name, "gcc-O2" if "gcc-O2" in program.variants else program.variants[0])
     for name, program in PROGRAMS.items()
-    if name not in ("pyhost", "many", "blocked", "jailed", "oddtext", "hugetext")
+    if name not in NOT_BY_THEMSELVES
 ]
 EXCEPTION_VARIANTS = ("gcc-O0", "clang-O2", "static", "static-pie", "stripped")
 BUSY_VARIANTS = ("musl", "pg", "fentry", "fentry-nop", "clang-pfe5", "cet")

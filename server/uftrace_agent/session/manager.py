@@ -78,7 +78,7 @@ class SessionManager:
         self._parked: dict[ProcessId, tuple[RecordingOptions, Attachment]] = {}
         # One attach per process at a time: a second one waits and joins.
         self._attaching: dict[int, asyncio.Lock] = {}
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._watchers: dict[str, asyncio.Task[None]] = {}
 
     async def attach(
         self,
@@ -92,6 +92,9 @@ class SessionManager:
         lock = self._attaching.setdefault(named.pid, asyncio.Lock())
         async with lock:
             known = self._find(named)
+            if known is not None and known.is_ending:
+                await self._watchers[known.session_id]
+                known = None
             if known is not None:
                 return AttachOutcome(known.info(), False, 0, 0)
             attachment = await self._attachment(named, options)
@@ -103,8 +106,7 @@ class SessionManager:
     def _keep(self, session: Session, options: RecordingOptions) -> None:
         self._sessions[session.session_id] = session
         watcher = asyncio.create_task(self._forget_when_ended(session, options))
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
+        self._watchers[session.session_id] = watcher
 
     async def adopt(self) -> None:
         """Go on with the sessions that an agent which died has left on this host; where
@@ -182,7 +184,10 @@ class SessionManager:
         if attachment is not None:
             attachment.park()
             self._parked[session.process] = (options, attachment)
-        self._attaching.pop(session.process.pid, None)
+        attaching = self._attaching.get(session.process.pid)
+        if attaching is not None and not attaching.locked():
+            del self._attaching[session.process.pid]
+        self._watchers.pop(session.session_id)
         _log.info(
             "session ended",
             session=session.session_id,
@@ -301,7 +306,7 @@ class SessionManager:
     async def shutdown(self) -> None:
         """Detach every session; streams end with their last batch."""
         await asyncio.gather(*(self._leave(s) for s in list(self._sessions.values())))
-        await asyncio.gather(*self._watchers)
+        await asyncio.gather(*self._watchers.values())
         if self._measuring is not None:
             await self._measuring
         for _, attachment in self._parked.values():

@@ -197,6 +197,11 @@ class Session:
         self.feed.sequence = sequence
         return Resumed(sequence, max(rings.taken_ever - record.taken_before, 0))
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether it has begun to end: nothing can be asked of it any more."""
+        return self._closing
+
     def parked(self) -> Attachment | None:
         """What of an ended session can be used again; None where the process is gone."""
         return self._attachment if self.ended.result() == END_DETACHED else None
