@@ -45,13 +45,16 @@ class Case:
     """A program, and which of its functions are traced.
 
     Attributes:
-        more: Traced too, in the end, with what its main file has.
+        within: Which functions of its main file are traced: of 79,000, four rounds take a
+            minute, and say nothing that 7,000 do not.
+        more: Traced too, in the end.
         least: Functions that can be patched at least.
         unpatch_first: For each death in the middle of a change, which change is begun with:
             the other one follows, until the agent is dead.
     """
 
     start: Callable[[], AbstractContextManager[Program]]
+    within: str = "*"
     more: tuple[str, ...] = ("libc.so.6!*",)
     least: int = 300
     unpatch_first: tuple[bool, ...] = (True,)
@@ -68,7 +71,7 @@ CASES = [
     Case(programs.memcached, ("*!*",)),
     Case(programs.python3),
     Case(programs.cpython),
-    Case(programs.node),
+    Case(programs.node, within="node::*"),
     Case(programs.golang),
     Case(programs.java),
     Case(self_checking("fibers", "gcc-O2"), least=5),
@@ -204,7 +207,8 @@ def processes(program: Program, load: Load) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*load.pids, program.pid)))
 
 
-@pytest.mark.timeout(180)
+# On a machine that is busy with other things it takes several times as long.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_h86_no_request_fails_while_agents_come_and_go(tmp_path: Path, case: Case) -> None:
     seed = random.randrange(1 << 32)
@@ -212,7 +216,7 @@ def test_h86_no_request_fails_while_agents_come_and_go(tmp_path: Path, case: Cas
     chance = random.Random(seed)
     state, address = tmp_path / "state", f"unix:{tmp_path / 'agent.sock'}"
     with case.start() as program, program.load() as load:
-        traced = Traced(processes(program, load), f"{program.module.resolve().name}!*")
+        traced = Traced(processes(program, load), f"{program.module.resolve().name}!{case.within}")
         descriptors = {pid: own_descriptors(pid) for pid in traced.pids}
         with agent_with_client(state, address) as (agent, client):
             lasting = SyncAgentClient.connect(
