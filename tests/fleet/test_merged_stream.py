@@ -51,6 +51,7 @@ class Reader:
     states: list[tuple[float, int, SourceState]] = field(default_factory=list)
     last: MergedBatch | None = None
     batches: int = 0
+    worst_uncertainty_ns: int = 0
     is_over: bool = False
 
     async def run(self) -> None:
@@ -63,6 +64,9 @@ class Reader:
             assert bool((times[:late] < complete_to).all())
             assert bool((times[late:] >= complete_to).all())
             complete_to = batch.certainty.complete_to_ns
+            self.worst_uncertainty_ns = max(
+                self.worst_uncertainty_ns, batch.certainty.uncertainty_ns
+            )
             self.events.append(batch.events)
             self.last = batch
             for source in batch.sources:
@@ -405,8 +409,8 @@ async def test_what_caused_comes_before_what_it_caused(tmp_path: Path) -> None:
                 rounds = 4000
                 for _ in range(4):
                     asking.burst(rounds // 4)
-                await reader.wait(lambda: reader.count(0) == 4 * rounds)
-                await reader.wait(lambda: reader.count(1) >= 4 * rounds - 1)
+                await reader.wait(lambda: reader.count(0) == 4 * rounds, 60.0)
+                await reader.wait(lambda: reader.count(1) >= 4 * rounds - 1, 60.0)
                 check_causes(reader, rounds)
             await detached(members)
         asking.quit()
@@ -431,7 +435,7 @@ def check_causes(reader: Reader, rounds: int) -> None:
     answered = places[1, "send_message", RecordKind.ENTRY]
     got = places[0, "receive_message", RecordKind.EXIT]
     assert len(asked) == len(answered) == len(got) == rounds
-    uncertainty = reader.certainty.uncertainty_ns
+    uncertainty = reader.worst_uncertainty_ns
     heard = heard[len(heard) - rounds :] if len(heard) >= rounds else np.append(asked[:1], heard)
     for cause, effect in (
         (asked, heard),
