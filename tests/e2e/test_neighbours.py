@@ -19,12 +19,12 @@ from tests.support.text_compare import (
     snapshot_text,
     text_differences,
 )
+from tests.support.tracefs import define_uprobe, tracefs
 from tests.targets.build import build
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.enums import PatchStatus, PatchWriter, RefusalReason
 from uftrace_remote.values import Function, FunctionResult, PatchOptions, ProcessRef
 
-TRACING = Path("/sys/kernel/tracing")
 WRITERS = (PatchWriter.AUTO, PatchWriter.TRAP, PatchWriter.STOP)
 INT3 = b"\xcc"
 
@@ -104,23 +104,14 @@ def test_a_process_that_uftrace_records_is_left_alone(
 def uprobe(binary: Path, offset: int) -> Iterator[None]:
     """A probe of the kernel's at an offset of a file, in all processes that run it."""
     group = f"uftrace_remote_{os.getpid()}"
-    define_probe(f"p:{group}/site {binary}:{offset:#x}")
-    enable = TRACING / "events" / group / "site" / "enable"
+    define_uprobe(f"p:{group}/site {binary}:{offset:#x}")
+    enable = tracefs() / "events" / group / "site" / "enable"
     try:
         enable.write_text("1")
         yield
     finally:
         enable.write_text("0")
-        define_probe(f"-:{group}/site")
-
-
-def define_probe(line: str) -> None:
-    # One write, at no place: the file cannot be sought in.
-    events = os.open(TRACING / "uprobe_events", os.O_WRONLY | os.O_APPEND)
-    try:
-        os.write(events, line.encode())
-    finally:
-        os.close(events)
+        define_uprobe(f"-:{group}/site")
 
 
 def offset_in_file(client: SyncAgentClient, pid: int, found: Function) -> int:

@@ -65,10 +65,10 @@ class Case:
 
 
 CASES = [
-    Case(programs.nginx, ("*!*",), unpatch_first=(True, False)),
-    Case(programs.redis, ("*!*",)),
+    Case(programs.nginx, more=("*!*",), unpatch_first=(True, False)),
+    Case(programs.redis, more=("*!*",)),
     Case(programs.postgres),
-    Case(programs.memcached, ("*!*",)),
+    Case(programs.memcached, more=("*!*",)),
     Case(programs.python3),
     Case(programs.cpython),
     Case(programs.node, within="node::*"),

@@ -49,15 +49,6 @@ class PlacedAgent(AgentProcess):
         os.kill(self.inner, signal.SIGKILL)
         wait_until(self.status_file.exists)
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """It stands still meanwhile."""
-        os.kill(self.inner, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self.inner, signal.SIGCONT)
-
     @property
     def status_file(self) -> Path:
         return self.state_dir / "status"
@@ -117,7 +108,7 @@ class PlacedTarget(TargetProcess):
 class Place:
     """One host."""
 
-    agent: PlacedAgent
+    agent: AgentProcess
     target: PlacedTarget
 
     @property

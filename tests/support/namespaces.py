@@ -14,7 +14,8 @@ import contextlib
 import ipaddress
 import random
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,34 @@ from types import TracebackType
 
 from tests.support.waiting import wait_until
 
+_ROOT = Path(__file__).parents[2]
 # Of the addresses for private networks (RFC 1918), little used ones.
 _NETWORKS = [ipaddress.ip_network(f"10.{second}.0.0/22") for second in range(200, 250)]
+
+
+@dataclass(frozen=True, slots=True)
+class HostKind:
+    """What a host is like, and its link to the bridge.
+
+    Attributes:
+        skew: Seconds by which the host's monotonic clock is ahead of ours.
+        delay_ms: How long a frame takes each way.
+        jitter_ms: How much longer it may take.
+        loss_percent: How many of a hundred frames get lost.
+    """
+
+    skew: int = 0
+    delay_ms: float = 0.0
+    jitter_ms: float = 0.0
+    loss_percent: float = 0.0
+
+    @property
+    def has_good_link(self) -> bool:
+        """Whether it neither takes time nor loses anything."""
+        return not (self.delay_ms or self.jitter_ms or self.loss_percent)
+
+
+_LIKE_THIS = HostKind()
 
 
 @dataclass(frozen=True)
@@ -64,16 +91,16 @@ class Network:
 
     Args:
         count: How many.
-        skews: Seconds by which the monotonic clocks of the first hosts are ahead.
+        kinds: What the first of them are like; the others are like this one.
 
     Attributes:
         address: This side of the bridge.
         hosts: All of them.
     """
 
-    def __init__(self, count: int, skews: tuple[int, ...] = ()) -> None:
+    def __init__(self, count: int, kinds: Sequence[HostKind] = ()) -> None:
         self._count = count
-        self._skews = skews
+        self._kinds = kinds
         self._stack = ExitStack()
         self.address = ""
         self.hosts: tuple[NamespacedHost, ...] = ()
@@ -91,9 +118,9 @@ class Network:
             _ip("link", "set", bridge, "up")
             hosts = []
             for number in range(self._count):
-                skew = self._skews[number] if number < len(self._skews) else 0
+                kind = self._kinds[number] if number < len(self._kinds) else _LIKE_THIS
                 where = f"{next(addresses)}/{network.prefixlen}"
-                hosts.append(stack.enter_context(_host(f"{tag}{number}", bridge, where, skew)))
+                hosts.append(stack.enter_context(_host(f"{tag}{number}", bridge, where, kind)))
             self.hosts = tuple(hosts)
             self._stack = stack.pop_all()
         return self
@@ -108,13 +135,16 @@ class Network:
 
 
 @contextlib.contextmanager
-def _host(name: str, bridge: str, where: str, skew: int) -> Iterator[NamespacedHost]:
+def _host(name: str, bridge: str, where: str, kind: HostKind) -> Iterator[NamespacedHost]:
     link = f"{name}v"
     _ip("netns", "add", name)
     with ExitStack() as stack:
         stack.callback(_ip, "netns", "delete", name)
-        _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
-        stack.callback(subprocess.run, ("ip", "link", "delete", link), capture_output=True)
+        if kind.has_good_link:
+            _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+            stack.callback(subprocess.run, ("ip", "link", "delete", link), capture_output=True)
+        else:
+            stack.enter_context(_bad_cable(link, name, kind))
         _ip("link", "set", link, "master", bridge, "up")
         for command in (
             ("link", "set", "lo", "up"),
@@ -122,7 +152,7 @@ def _host(name: str, bridge: str, where: str, skew: int) -> Iterator[NamespacedH
             ("link", "set", "eth0", "up"),
         ):
             _ip("-netns", name, *command)
-        clock = ("--time", "--monotonic", str(skew), "--boottime", str(skew))
+        clock = ("--time", "--monotonic", str(kind.skew), "--boottime", str(kind.skew))
         keeper = subprocess.Popen(
             [
                 *("ip", "netns", "exec", name),
@@ -137,6 +167,27 @@ def _host(name: str, bridge: str, where: str, skew: int) -> Iterator[NamespacedH
         # Before it has become another program, /proc there is still the old one.
         wait_until(lambda: _command_of(init) == "sleep", timeout=30.0)
         yield NamespacedHost(name, where.partition("/")[0], link, init)
+
+
+@contextlib.contextmanager
+def _bad_cable(link: str, namespace: str, kind: HostKind) -> Iterator[None]:
+    far = f"{link}f"
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tests.support.lossy_link", link, far),
+            *("--delay", str(kind.delay_ms), "--jitter", str(kind.jitter_ms)),
+            *("--loss", str(kind.loss_percent)),
+        ],
+        stdout=subprocess.PIPE,
+        cwd=_ROOT,
+    ) as carrier:
+        try:
+            assert carrier.stdout is not None
+            assert carrier.stdout.readline() == b"ready\n"
+            _ip("link", "set", far, "netns", namespace, "name", "eth0")
+            yield
+        finally:
+            carrier.kill()
 
 
 def inner_pid(wrapper: subprocess.Popen[bytes]) -> int:

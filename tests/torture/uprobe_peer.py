@@ -8,16 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.support.tracefs import define_uprobe, tracefs
 from tests.torture.places import Place
 from tests.torture.subject import Subject
-
-_TRACING = Path("/sys/kernel/tracing")
-_EVENTS = _TRACING / "uprobe_events"
 
 
 class _Uprobes:
     def __init__(self, group: str, count: int) -> None:
-        self._folder = _TRACING / "events" / group
+        self._folder = tracefs() / "events" / group
         self._known = [self._is_defined(index) for index in range(count)]
 
     def _is_defined(self, index: int) -> bool:
@@ -48,14 +46,14 @@ def uprobe_peer(subject: Subject, places: Sequence[Place]) -> Iterator[_Uprobes]
             for kind in "pr":
                 # Some instructions the kernel refuses to run elsewhere.
                 with suppress(OSError):
-                    _write(_EVENTS, f"{kind}:{group}/{kind}{index} {file}:{place.offset:#x}")
+                    define_uprobe(f"{kind}:{group}/{kind}{index} {file}:{place.offset:#x}")
                     defined.append(f"{group}/{kind}{index}")
         yield _Uprobes(group, len(places))
     finally:
         with suppress(OSError):
-            _write(_TRACING / "events" / group / "enable", "0")
+            _write(tracefs() / "events" / group / "enable", "0")
         for name in defined:
-            _write(_EVENTS, f"-:{name}")
+            define_uprobe(f"-:{name}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
     attach -> prepare -> (everyone is ready?) -> commit at T -> (everyone was changed?)
            -> watch -> next wave ... -> confirm
 
-Until it is confirmed, what is enabled hangs on a lease of 30 s that the agents enforce:
+Until it is confirmed, what is enabled hangs on a lease (of 30 s) that the agents enforce:
 a client that dies at any step leaves nothing enabled for longer. The moment T is told to
 each agent on its own clock, well before it comes: so it does not matter how long a
 request takes to get there, as long as all have got it by then.
@@ -34,15 +34,12 @@ from uftrace_remote.fleet.member import Member
 from uftrace_remote.fleet.rollout import Rollout, RolloutPolicy, Step, uneven_refusals
 from uftrace_remote.values import FunctionResult, Lease, PatchOptions
 
-PROBATION_SECONDS: Final = 30.0
 # From the last commit request on its way to the moment itself. Busy hosts answer late:
 # the moment waits for them, and for each member as long as it takes us to tell it.
 _MARGIN_SECONDS: Final = 0.1
 _LEAD_SECONDS: Final = 1.0
 _LEAD_PER_MEMBER: Final = 0.003
-_HOLD_SECONDS: Final = 30.0
 _MOST_LATE_SECONDS: Final = 1.0
-_REQUEST_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 5.0
 _TRIES: Final = 3
 
@@ -63,12 +60,17 @@ class PatchPlan:
         policy: What a failure means, and who comes first.
         patience_seconds: How long to try again while others are about to patch some of
             the processes.
+        probation_seconds: For how long after the client's last word what is prepared, or
+            enabled and not confirmed yet, stays so. Longer than it takes to reach all.
+        request_seconds: How long a member may take to attach, to plan, or to set back.
     """
 
     patterns: tuple[str, ...]
     options: PatchOptions = field(default_factory=PatchOptions)
     policy: RolloutPolicy = field(default_factory=RolloutPolicy)
     patience_seconds: float = 10.0
+    probation_seconds: float = 30.0
+    request_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +182,12 @@ class _Change:
         self._pace = _LEAD_PER_MEMBER
         wanted = plan.options.lease
         name = wanted.name if wanted else f"fleet-{secrets.token_hex(4)}"
-        self._probation = Lease(name, int(PROBATION_SECONDS * 1e9))
+        self._probation = Lease(name, int(plan.probation_seconds * 1e9))
         self._options = replace(plan.options, lease=self._probation)
         # The last wave waits for all others.
         waves = len(plan.policy.waves(len(members)))
-        self._hold_seconds = _HOLD_SECONDS + (waves - 1) * (plan.policy.watch_seconds + 5)
+        later = (waves - 1) * (plan.policy.watch_seconds + 5)
+        self._hold_seconds = plan.probation_seconds + later
 
     async def run(self) -> FleetPatch:
         is_done = False
@@ -300,9 +303,9 @@ class _Change:
         self._progress(f"watching for {self._plan.policy.watch_seconds:g} s")
         while True:
             left = until - time.monotonic()
-            await asyncio.sleep(max(min(left, PROBATION_SECONDS / 3), 0))
+            await asyncio.sleep(max(min(left, self._plan.probation_seconds / 3), 0))
             places = list(self._rollout.going(Step.ENABLED))
-            if not await self._each(places, self._look, None, _REQUEST_SECONDS):
+            if not await self._each(places, self._look, None, self._plan.request_seconds):
                 return False
             if time.monotonic() >= until:
                 return True
@@ -337,7 +340,9 @@ class _Change:
             return
         self._progress(f"rolling back on {len(left):,}")
         outcomes = await fan_out(
-            left, lambda place: _set_back(self._members[place]), deadline=_REQUEST_SECONDS / 4
+            left,
+            lambda place: _set_back(self._members[place]),
+            deadline=self._plan.request_seconds / 4,
         )
         for outcome in outcomes:
             if outcome.error is not None:
@@ -356,7 +361,7 @@ class _Change:
     ) -> bool:
         if places:
             self._progress(f"{what} {len(places):,}")
-        return await self._each(places, ask, step, _REQUEST_SECONDS)
+        return await self._each(places, ask, step, self._plan.request_seconds)
 
     async def _each(
         self,
