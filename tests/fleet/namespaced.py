@@ -43,6 +43,13 @@ class NamespacedAgent(AgentProcess):
         self.process.wait(30)
 
     @contextmanager
+    def frozen(self) -> Iterator[None]:
+        with super().frozen():
+            yield
+        # `nsenter` has stopped with its child (util-linux, continue_as_child).
+        self.process.send_signal(signal.SIGCONT)
+
+    @contextmanager
     def unreachable(self) -> Iterator[None]:
         """Its link is cut meanwhile."""
         self.host.cut()
