@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import urllib.parse
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,12 +50,19 @@ Acquire::Check-Date "false";
 """
 
 
-def download(packages: Sequence[str], *, with_dependencies: bool = False) -> list[Path]:
+def download(
+    packages: Sequence[str],
+    *,
+    with_dependencies: bool = False,
+    leave_out: Collection[str] = (),
+) -> list[Path]:
     """Download packages, or find them where they were downloaded before.
 
     Args:
         packages: Names, as for ``apt-get install``.
         with_dependencies: Also all that they depend on, down to the C library.
+        leave_out: Dependencies that nobody needs where no package is configured; their own
+            dependencies come nevertheless.
 
     Returns:
         The ``.deb`` files. The same call has the same result until ``build/arm`` is removed.
@@ -62,21 +70,28 @@ def download(packages: Sequence[str], *, with_dependencies: bool = False) -> lis
     Raises:
         RuntimeError: apt failed; the message has what it said.
     """
-    request = json.dumps([sorted(packages), with_dependencies]).encode()
+    request = json.dumps([sorted(packages), with_dependencies, sorted(leave_out)]).encode()
     note = APT / f"request-{hashlib.sha256(request).hexdigest()[:12]}.json"
     with _locked():
         if (known := _noted(note)) is not None:
             return known
         _make_world()
-        way = ["install", "--download-only", "--yes"] if with_dependencies else ["download"]
         try:
-            found = _fetch([*way, *packages])
+            found = _fetch(packages, with_dependencies, leave_out)
         except RuntimeError:
             # The usual cause: lists that name versions which the mirror no longer has.
-            _apt_get(["update"])
-            found = _fetch([*way, *packages])
+            _apt("get", "update")
+            found = _fetch(packages, with_dependencies, leave_out)
         note.write_text(json.dumps([path.name for path in found]))
         return found
+
+
+def newest_kernel(flavour: str) -> str:
+    """Name the package with the kernel that ``linux-image-FLAVOUR`` depends on."""
+    with _locked():
+        _make_world()
+        listing = _apt("cache", "depends", f"linux-image-{flavour}")
+    return next(line.split()[-1] for line in listing.splitlines() if "Depends: linux-i" in line)
 
 
 def unpack(debs: Sequence[Path], root: Path) -> None:
@@ -128,7 +143,7 @@ def _make_world() -> None:
                 for site, release in _mirrors()
             )
         )
-        _apt_get(["update"])
+        _apt("get", "update")
 
 
 # The mirror that the host uses is likely the one that can be reached.
@@ -142,33 +157,32 @@ def _mirrors() -> Sequence[tuple[str, str]]:
     return used if any(release == RELEASE for _, release in used) else MIRRORS
 
 
-def _fetch(command: Sequence[str]) -> list[Path]:
-    # Lines of the form: 'URI' name size hash. Nothing that is there already is listed, so
-    # the question is asked as if nothing were.
+def _fetch(packages: Sequence[str], dependencies: bool, leave_out: Collection[str]) -> list[Path]:
+    # Lines of the form: 'URI' name_version_architecture.deb size hash. What is in the cache
+    # is not listed, so the question is asked with an empty one.
+    way = ["install", "--download-only"] if dependencies else ["download"]
     empty = APT / "empty"
     (empty / "partial").mkdir(parents=True, exist_ok=True)
-    listing = _apt_get(["-o", f"Dir::Cache::Archives={empty}", "--print-uris", *command], cwd=empty)
+    here = ("-o", f"Dir::Cache::Archives={empty}")
+    listing = _apt("get", *here, "--print-uris", *way, *packages, folder=empty)
     names = [line.split()[1] for line in listing.splitlines() if line.startswith("'")]
-    _apt_get(command, cwd=ARCHIVES)
-    found = [ARCHIVES / name for name in names]
-    if missing := [path.name for path in found if not path.exists()]:
-        raise RuntimeError(f"apt-get did not download {', '.join(missing)}")
-    return found
+    wanted = [name for name in names if name.split("_")[0] not in leave_out]
+    missing = [name for name in wanted if not (ARCHIVES / name).exists()]
+    if missing:
+        exact = ["=".join(urllib.parse.unquote(name).split("_")[:2]) for name in missing]
+        _apt("get", "download", *exact, folder=ARCHIVES)
+    return [ARCHIVES / name for name in wanted]
 
 
-def _apt_get(arguments: Sequence[str], cwd: Path = APT) -> str:
+def _apt(tool: str, *arguments: str, folder: Path = APT) -> str:
     done = subprocess.run(
-        ["apt-get", "-qq", *arguments],
-        cwd=cwd,
-        env={
-            **os.environ,
-            "APT_CONFIG": str(APT / "apt.conf"),
-            "DEBIAN_FRONTEND": "noninteractive",
-        },
+        [f"apt-{tool}", "-qq", *arguments],
+        cwd=folder,
+        env={**os.environ, "APT_CONFIG": str(APT / "apt.conf")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"apt-get {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        raise RuntimeError(f"apt-{tool} {' '.join(arguments)}: {done.stdout}{done.stderr}")
     return done.stdout
