@@ -10,6 +10,10 @@ from typing import Final, NamedTuple
 import capstone
 from capstone import x86_const as x86
 
+from uftrace_agent.engine.moved import Moved as Moved
+from uftrace_agent.engine.moved import OutOfReachError as OutOfReachError
+from uftrace_agent.engine.moved import UnmovableError as UnmovableError
+
 # Conditional jumps, by capstone id, with their condition code (Intel SDM
 # volume 2, appendix B.1.4.7).
 _CONDITIONS: Final = {
@@ -79,27 +83,6 @@ NOP5: Final = (b"\x0f\x1f\x44\x00\x00", b"\x0f\x1f\x44\x00\x08")
 LONGEST: Final = 15
 # Opcode, ModRM, disp32.
 _SHORTEST_RIP_RELATIVE: Final = 6
-
-
-class UnmovableError(Exception):
-    """The instruction cannot run at another address; the message says why."""
-
-
-class OutOfReachError(Exception):
-    """What the instruction refers to is more than 2 GiB from the new place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """An instruction rewritten for another address.
-
-    Attributes:
-        code: What to put there.
-        falls_through: Whether control can reach the end of `code`.
-    """
-
-    code: bytes
-    falls_through: bool
 
 
 @dataclass(frozen=True, slots=True)
