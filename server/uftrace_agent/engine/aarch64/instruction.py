@@ -346,10 +346,12 @@ def _move_branch(instruction: Instruction, destination: int, target: int) -> Mov
         # into the OLX buffer has no unwind entry.
         link = address_in(LINK_REGISTER, destination, instruction.address + WORD)
         return Moved(link + branch(destination + len(link), target), falls_through=False)
-    if instruction.is_a(_B_COND) and word & 15 >= _ALWAYS:
-        return Moved(branch(destination, target), falls_through=False)
     field = _branch_field(word)
     assert field is not None
+    if instruction.is_a(_B_COND) and word & 15 >= _ALWAYS:
+        # Nothing is the opposite of always. An older processor must still refuse bc.al.
+        itself = pack(_with_distance(word, field, WORD))
+        return Moved(itself + branch(destination + WORD, target), falls_through=False)
     if fits(target - destination, field[0] + 2):
         return Moved(pack(_with_distance(word, field, target - destination)), falls_through=True)
     inverted = word ^ (_CONDITION_INVERTED if instruction.is_a(_B_COND) else _TEST_INVERTED)
