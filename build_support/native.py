@@ -71,7 +71,7 @@ TARGET_FLAGS = (
 )
 TARGET_FLAGS_BY_ARCHITECTURE = {
     "x86_64": ("-fcf-protection=none",),
-    "aarch64": ("-mbranch-protection=none", "-mno-outline-atomics"),
+    "aarch64": ("-mbranch-protection=none", "-mno-outline-atomics", "-ffixed-x18"),
 }
 TARGET_LINK_FLAGS = (
     "-nostdlib",

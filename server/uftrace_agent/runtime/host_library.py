@@ -83,7 +83,7 @@ class CPause(ctypes.Structure):
         ("frames", ctypes.c_uint32),
         ("count", ctypes.c_uint32),
         ("capacity", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("signed_frames", ctypes.c_uint32),
         ("rows", ctypes.POINTER(CThreadPause)),
     ]
 

@@ -7,6 +7,7 @@
 #ifndef UH_HOST_H
 #define UH_HOST_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -54,7 +55,7 @@ struct uh_pause {
 	uint32_t frames; /* return addresses set back */
 	uint32_t count; /* rows in use */
 	uint32_t capacity;
-	uint32_t pad;
+	uint32_t signed_frames; /* signed return addresses that had to stay thunks */
 	struct uh_thread_pause *rows; /* the longest stop of each thread */
 };
 
@@ -135,15 +136,8 @@ uint64_t uh_now(void);
 void uh_hurry(int on);
 void uh_note_pause(struct uh_pause *pause, pid_t tid, uint64_t nanos);
 
-/* One stopped thread, and what its resumption needs. */
-struct uh_tracee {
-	pid_t tid;
-	int signal; /* to be delivered on resumption, or 0 */
-	uint64_t stopped_at;
-	uint64_t stopped_for;
-	uint64_t pc;
-	uint64_t sp;
-};
+/* What an architecture has to know of a thread's call before it is stopped. */
+struct uh_call_note;
 
 UH_API int uh_list_threads(int32_t pid, int32_t *tids, uint32_t capacity);
 int uh_run_as_tracer(int (*run)(void *), void *argument);
@@ -151,7 +145,8 @@ int uh_seize(pid_t tid, unsigned long options);
 int uh_await_stop(pid_t tid, uint64_t deadline, int *signal);
 int uh_await_any(pid_t tid, uint64_t deadline, int *signal, int *in_call);
 void uh_detach(pid_t tid, int signal);
-int uh_repair_interrupted_call(pid_t pid, pid_t tid);
+int uh_interrupt(pid_t pid, pid_t tid, struct uh_call_note *note);
+int uh_repair_interrupted_call(pid_t pid, pid_t tid, const struct uh_call_note *note);
 int uh_touch(int mem_fd, const struct uh_site *sites, uint32_t count);
 int uh_write_sites(int mem_fd, struct uh_site *sites, uint32_t count);
 int uh_read_exact(int fd, void *data, size_t size, uint64_t address);

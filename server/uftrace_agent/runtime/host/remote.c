@@ -20,151 +20,7 @@
 
 #include "../target/annex.h"
 #include "arch_host.h"
-
-#if defined(__x86_64__)
-
-#define XSTATE_MAX 16384
-/* Neither SS_ONSTACK nor SS_DISABLE nor any of SS_FLAG_BITS. */
-#define NO_MODE 0x10
-/* Offset of the software-reserved bytes in the legacy FXSAVE area. */
-#define SW_RESERVED 464
-
-#define MAGIC1 0x46505853u
-#define MAGIC2 0x46505845u
-
-/* struct _fpx_sw_bytes of <asm/sigcontext.h>, which cannot stand beside
- * <signal.h>. */
-struct software_bytes {
-	uint32_t magic1;
-	uint32_t extended_size;
-	uint64_t xfeatures;
-	uint32_t xstate_size;
-	uint32_t padding[7];
-};
-
-/* Where the injected `ret` goes: to the C library's restorer (chain[2] alone),
- * or, in programs that have none, to `pop %rax; ret` with rt_sigreturn's number
- * and then to `syscall`. Either way the kernel finds uc behind chain[2]. */
-struct frame {
-	uint64_t chain[3];
-	struct {
-		uint64_t flags, link;
-		struct {
-			uint64_t sp;
-			int32_t flags;
-			int32_t pad;
-			uint64_t size;
-		} stack;
-		struct {
-			uint64_t r8, r9, r10, r11, r12, r13, r14, r15, di, si, bp, bx, dx, ax, cx, sp,
-				ip, flags;
-			uint16_t cs, gs, fs, ss;
-			uint64_t err, trapno, oldmask, cr2, fpstate, reserved[8];
-		} mc;
-		uint64_t sigmask;
-	} uc;
-};
-
-struct work {
-	struct uh_remote *remote;
-	struct uh_registers original;
-	uint64_t frame_at;
-	uint64_t stack_at; /* the stack pointer of the injected calls */
-	uint64_t sigmask;
-	uint8_t xstate[XSTATE_MAX];
-	size_t xstate_size;
-};
-
-static int build_frame(struct work *w, struct frame *frame)
-{
-	struct user_regs_struct r = w->original.user;
-	struct uh_registers again = w->original;
-	struct software_bytes *sw = (void *)(w->xstate + SW_RESERVED);
-	/* A multiple of 8, with room for the magic word behind it. */
-	struct iovec io = { w->xstate, sizeof w->xstate - 8 };
-	const uint32_t magic2 = MAGIC2;
-	uint64_t features, fp_at, low, top;
-	pid_t tid = w->remote->tid;
-
-	if (ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &io))
-		return -errno;
-	if (ptrace(PTRACE_GETSIGMASK, tid, 8, &w->sigmask))
-		return -errno;
-	w->xstate_size = io.iov_len;
-	/* What sigreturn is to make of an interrupted call, as the kernel would
-	 * (arch/x86/kernel/signal.c, arch_do_signal_or_restart). */
-	if ((long)r.orig_rax >= 0) {
-		switch ((long)r.rax) {
-		case -512: /* ERESTARTSYS */
-		case -513: /* ERESTARTNOINTR */
-		case -514: /* ERESTARTNOHAND */
-			r.rax = r.orig_rax;
-			r.rip -= 2;
-			break;
-		case -516: /* ERESTART_RESTARTBLOCK: its block is gone after sigreturn */
-			uh_reenter_call(&again);
-			r = again.user;
-			break;
-		}
-	}
-	/* Only if we die: it waits anew, and no EINTR shows (H69). */
-	if (uh_call_was_interrupted(&w->original)) {
-		uh_reenter_call(&again);
-		r = again.user;
-	}
-	top = w->remote->frame_top ? w->remote->frame_top : r.rsp - 128; /* red zone */
-	fp_at = (top - w->xstate_size - 64) & ~63ull;
-	w->frame_at = ((fp_at - sizeof *frame - 64) & ~15ull) - 8;
-	low = w->frame_at - 2048;
-	/* It may have changed stacks since the caller looked (H75). */
-	if (low < w->remote->stack_low || (!w->remote->frame_top && r.rsp >= w->remote->stack_high))
-		return -ENOSPC;
-
-	memcpy(&features, w->xstate + SW_RESERVED, 8); /* the kernel leaves XCR0 here */
-	memset(sw, 0, sizeof *sw);
-	sw->magic1 = MAGIC1;
-	sw->extended_size = w->xstate_size + 4;
-	sw->xfeatures = features;
-	sw->xstate_size = w->xstate_size;
-	memcpy(w->xstate + w->xstate_size, &magic2, 4);
-
-	memset(frame, 0, sizeof *frame);
-	frame->chain[0] = w->remote->pop_rax;
-	frame->chain[1] = SYS_rt_sigreturn;
-	frame->chain[2] = w->remote->restorer ? w->remote->restorer : w->remote->gadget;
-	w->stack_at = w->frame_at + (w->remote->restorer ? 16 : 0);
-	frame->uc.flags = 1 | 2 | 4; /* UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS */
-	/* Until the first call has put the real one there, an alternate stack that is
-	 * none: sigreturn then leaves the thread's as it is (kernel/signal.c,
-	 * restore_altstack; H76). */
-	frame->uc.stack.flags = NO_MODE;
-	frame->uc.mc.r8 = r.r8;
-	frame->uc.mc.r9 = r.r9;
-	frame->uc.mc.r10 = r.r10;
-	frame->uc.mc.r11 = r.r11;
-	frame->uc.mc.r12 = r.r12;
-	frame->uc.mc.r13 = r.r13;
-	frame->uc.mc.r14 = r.r14;
-	frame->uc.mc.r15 = r.r15;
-	frame->uc.mc.di = r.rdi;
-	frame->uc.mc.si = r.rsi;
-	frame->uc.mc.bp = r.rbp;
-	frame->uc.mc.bx = r.rbx;
-	frame->uc.mc.dx = r.rdx;
-	frame->uc.mc.ax = r.rax;
-	frame->uc.mc.cx = r.rcx;
-	frame->uc.mc.sp = r.rsp;
-	frame->uc.mc.ip = r.rip;
-	frame->uc.mc.flags = r.eflags;
-	frame->uc.mc.cs = r.cs;
-	frame->uc.mc.ss = r.ss;
-	frame->uc.mc.fpstate = fp_at;
-	frame->uc.sigmask = w->sigmask;
-	if (uh_write_exact(w->remote->mem_fd, w->xstate, w->xstate_size + 4, fp_at) ||
-	    uh_write_exact(w->remote->mem_fd, frame, sizeof *frame, w->frame_at))
-		return -EFAULT;
-	return 0;
-}
+#include "remote_frame.h"
 
 /* Run to the next system-call stop. All signals are blocked meanwhile but SIGKILL and
  * SIGSTOP, which is passed on at once, or it would be lost if we died (H73): the process
@@ -197,23 +53,14 @@ static int block_signals(pid_t tid)
 	return ptrace(PTRACE_SETSIGMASK, tid, 8, &all) ? -errno : 0;
 }
 
-static int inject(struct work *w, int64_t number, const uint64_t args[6], int64_t *result)
+static int inject(struct uh_frame *w, int64_t number, const uint64_t args[6], int64_t *result)
 {
 	struct uh_registers now = w->original;
 	uint64_t deadline = uh_now() + w->remote->deadline_nanos;
 	pid_t tid = w->remote->tid;
 	int error;
 
-	now.user.rax = number;
-	now.user.rdi = args[0];
-	now.user.rsi = args[1];
-	now.user.rdx = args[2];
-	now.user.r10 = args[3];
-	now.user.r8 = args[4];
-	now.user.r9 = args[5];
-	now.user.rip = w->remote->gadget;
-	now.user.rsp = w->stack_at;
-	now.user.orig_rax = -1; /* no restart of the interrupted call meanwhile */
+	uh_frame_call(w, &now, number, args);
 	error = uh_set_registers(tid, &now);
 	if (!error)
 		error = block_signals(tid);
@@ -224,17 +71,8 @@ static int inject(struct work *w, int64_t number, const uint64_t args[6], int64_
 	if (!error)
 		error = uh_get_registers(tid, &now);
 	if (!error)
-		*result = now.user.rax;
+		*result = uh_call_result(&now);
 	return error;
-}
-
-/* Whether the frame alone brings the thread back as if nothing had been: not where
- * the kernel keeps the rest of an interrupted call to itself. */
-static int returns_by_frame(const struct work *w)
-{
-	const struct user_regs_struct *r = &w->original.user;
-
-	return (long)r->orig_rax < 0 || ((long)r->rax <= -512 && (long)r->rax >= -514);
 }
 
 /* Wait until no call of the table is left. 1: not yet. */
@@ -308,7 +146,7 @@ static int push_on(void *argument)
 
 /* Let the thread make all calls in one go, and go on by itself: it stands still for
  * no longer than the calls take, and needs nobody to end well. */
-static int call_in_one_go(struct work *w)
+static int call_in_one_go(struct uh_frame *w)
 {
 	struct uh_remote *remote = w->remote;
 	static _Thread_local uint64_t table[(UF_CALLS_ENTRIES + UF_CALL_BYTES *
@@ -320,7 +158,7 @@ static int call_in_one_go(struct work *w)
 
 	memset(table, 0, UF_CALLS_ENTRIES + UF_CALL_BYTES);
 	call[0] = SYS_sigaltstack; /* see `run` */
-	call[2] = w->frame_at + offsetof(struct frame, uc.stack);
+	call[2] = w->altstack_at;
 	for (uint32_t i = 0; i < remote->call_count; i++) {
 		call += UF_CALL_BYTES / 8;
 		call[0] = remote->calls[i].number;
@@ -330,10 +168,7 @@ static int call_in_one_go(struct work *w)
 	size = UF_CALLS_ENTRIES + UF_CALL_BYTES * (remote->call_count + 1);
 	if (uh_write_exact(remote->mem_fd, table, size, remote->table))
 		return -EFAULT;
-	now.user.rbx = remote->table;
-	now.user.rip = remote->routine;
-	now.user.rsp = w->frame_at + offsetof(struct frame, uc);
-	now.user.orig_rax = -1;
+	uh_frame_routine(w, &now);
 	/* How many calls there are comes last: if we die before, the thread finds none and
 	 * goes home, and no table is left that nobody works on. */
 	table[0] = remote->call_count + 1;
@@ -357,10 +192,9 @@ static int call_in_one_go(struct work *w)
 
 static int run(void *argument)
 {
-	static _Thread_local struct work w;
+	static _Thread_local struct uh_frame w;
 	struct uh_remote *remote = argument;
 	uint64_t begin, ignored[6] = { 0 };
-	struct frame frame;
 	int64_t result;
 	int error, signal;
 
@@ -369,8 +203,9 @@ static int run(void *argument)
 	error = uh_seize(remote->tid, PTRACE_O_TRACESYSGOOD);
 	if (error)
 		return error;
-	if (ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0))
-		return -errno;
+	error = uh_interrupt(remote->pid, remote->tid, &w.note);
+	if (error)
+		return error;
 	do
 		error = uh_await_stop(remote->tid, uh_now() + remote->deadline_nanos, &signal);
 	while (error == -EAGAIN);
@@ -386,14 +221,14 @@ static int run(void *argument)
 	if (!error && !uh_is_native(&w.original))
 		error = -ENOEXEC;
 	if (!error)
-		error = build_frame(&w, &frame);
+		error = uh_build_frame(&w);
 	if (error) {
-		uh_repair_interrupted_call(remote->pid, remote->tid);
+		uh_repair_interrupted_call(remote->pid, remote->tid, &w.note);
 		uh_detach(remote->tid, 0);
 		return error;
 	}
 
-	if (remote->routine && remote->call_count <= UF_CALLS_CAPACITY && returns_by_frame(&w)) {
+	if (remote->routine && remote->call_count <= UF_CALLS_CAPACITY && uh_returns_by_frame(&w)) {
 		error = call_in_one_go(&w);
 		if (error != -EINPROGRESS)
 			remote->pause_nanos = uh_now() - begin;
@@ -402,7 +237,7 @@ static int run(void *argument)
 
 	/* sigreturn sets the alternate stack from the frame (H76): the first call
 	 * puts the real one there. */
-	ignored[1] = w.frame_at + offsetof(struct frame, uc.stack);
+	ignored[1] = w.altstack_at;
 	error = inject(&w, SYS_sigaltstack, ignored, &result);
 	for (uint32_t i = 0; !error && i < remote->call_count; i++) {
 		struct uh_call *call = &remote->calls[i];
@@ -414,35 +249,11 @@ static int run(void *argument)
 	ptrace(PTRACE_SETSIGMASK, remote->tid, 8, &w.sigmask);
 	if (error == -ESRCH)
 		return error;
-	/* Back to where it was, with orig_rax, so that the kernel restarts the call
-	 * that the stop interrupted: that happens on the way out of a stop in
-	 * get_signal, which one more INTERRUPT makes sure of. */
-	uh_set_registers(remote->tid, &w.original);
-	ptrace(PTRACE_INTERRUPT, remote->tid, 0, 0);
-	if (!ptrace(PTRACE_CONT, remote->tid, 0, 0))
-		do
-			result = uh_await_stop(remote->tid, uh_now() + 1000000000ull, &signal);
-		while (result == -EAGAIN);
-	if (!signal)
-		uh_repair_interrupted_call(remote->pid, remote->tid);
+	uh_leave_frame(&w, &signal);
 	uh_detach(remote->tid, signal);
 	remote->pause_nanos = uh_now() - begin;
 	return error;
 }
-
-#else
-static int run(void *argument)
-{
-	(void)argument;
-	return -ENOSYS;
-}
-
-static int push_on(void *argument)
-{
-	(void)argument;
-	return -ENOSYS;
-}
-#endif
 
 /* Let the thread finish the table that uh_remote_calls left it at with -EINPROGRESS.
  * 0; -EINPROGRESS: not yet; -ESRCH, -EPERM, -ETIMEDOUT as for uh_stop_write. */
@@ -472,11 +283,12 @@ static int look(void *argument)
 {
 	struct thread_look *l = argument;
 	struct uh_registers registers;
+	struct uh_call_note note;
 	int error = uh_seize(l->tid, PTRACE_O_TRACESYSGOOD), signal;
 
 	if (error)
 		return error;
-	ptrace(PTRACE_INTERRUPT, l->tid, 0, 0);
+	uh_interrupt(l->pid, l->tid, &note);
 	do
 		error = uh_await_stop(l->tid, uh_now() + l->deadline_nanos, &signal);
 	while (error == -EAGAIN);
@@ -485,9 +297,9 @@ static int look(void *argument)
 	error = uh_get_registers(l->tid, &registers);
 	l->pc = uh_pc(&registers);
 	l->sp = uh_sp(&registers);
-	l->thread_pointer = uh_thread_pointer(&registers);
+	l->thread_pointer = uh_thread_pointer(l->tid, &registers);
 	if (!signal)
-		uh_repair_interrupted_call(l->pid, l->tid);
+		uh_repair_interrupted_call(l->pid, l->tid, &note);
 	uh_detach(l->tid, signal);
 	return error;
 }

@@ -171,6 +171,7 @@ static int look_at_filters(void *argument)
 	struct uh_filters *f = argument;
 	struct uh_registers registers;
 	struct seccomp_data data;
+	struct uh_call_note note;
 	int error, signal;
 	uint64_t begin;
 
@@ -178,7 +179,7 @@ static int look_at_filters(void *argument)
 	error = uh_seize(f->tid, PTRACE_O_TRACESYSGOOD);
 	if (error)
 		return error;
-	ptrace(PTRACE_INTERRUPT, f->tid, 0, 0);
+	uh_interrupt(f->pid, f->tid, &note);
 	do
 		error = uh_await_stop(f->tid, uh_now() + f->deadline_nanos, &signal);
 	while (error == -EAGAIN);
@@ -188,11 +189,10 @@ static int look_at_filters(void *argument)
 	error = read_filters(f);
 	/* With a signal, the call ends as it would have ended without us. */
 	if (!signal && !uh_get_registers(f->tid, &registers) &&
-	    uh_restart_data(&registers, &data) && (error || !all_allow(f, &data))) {
-		uh_reenter_call(&registers);
-		uh_set_registers(f->tid, &registers);
+	    uh_restart_data(&registers, &note, &data) && (error || !all_allow(f, &data))) {
+		uh_enter_anew(f->tid, &registers, &note);
 	} else if (!signal) {
-		uh_repair_interrupted_call(f->pid, f->tid);
+		uh_repair_interrupted_call(f->pid, f->tid, &note);
 	}
 	uh_detach(f->tid, signal);
 	f->pause_nanos = uh_now() - begin;

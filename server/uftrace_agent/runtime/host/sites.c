@@ -43,8 +43,11 @@ static int apply(struct uh_site *site, uint8_t *live)
 	return 1;
 }
 
-/* The sites one by one, each with the smallest write: for a target that runs,
- * where only a write of one byte is known to be atomic. */
+/* The sites one by one, each with the smallest write: for a target that runs. On x86-64
+ * only a write of one byte is known to be atomic. On AArch64 that of an aligned word is:
+ * the kernel copies four bytes by word stores (arch/arm64/lib/copy_template.S, memcpy.S),
+ * cleans the data cache and invalidates the instruction cache behind them
+ * (arch/arm64/mm/flush.c, copy_to_user_page). */
 UH_API int uh_write_running(int mem_fd, struct uh_site *sites, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++) {
@@ -63,6 +66,9 @@ UH_API int uh_write_running(int mem_fd, struct uh_site *sites, uint32_t count)
 					first = k;
 				last = k;
 			}
+		/* Sites are aligned where instructions are. */
+		first &= ~(UH_CODE_UNIT - 1);
+		last |= UH_CODE_UNIT - 1;
 		if (uh_write_exact(mem_fd, live + first, last - first + 1, site->address + first))
 			site->status = UH_SITE_FAILED;
 	}

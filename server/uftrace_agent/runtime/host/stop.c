@@ -17,6 +17,17 @@
 
 #include "arch_host.h"
 
+/* One stopped thread, and what its resumption needs. */
+struct uh_tracee {
+	pid_t tid;
+	int signal; /* to be delivered on resumption, or 0 */
+	uint64_t stopped_at;
+	uint64_t stopped_for;
+	uint64_t pc;
+	uint64_t sp;
+	struct uh_call_note note;
+};
+
 /* A signal handler's stack, that of the handler which it interrupted, and the thread's. */
 #define INTERRUPTED_STACKS 3
 
@@ -68,9 +79,9 @@ static int seize_new(pid_t pid, uint32_t *count)
 		/* A clone of one of ours is traced already. */
 		if (error && error != -EPERM)
 			return error;
-		if (ptrace(PTRACE_INTERRUPT, tid, 0, 0) && error)
-			return error;
 		memset(&tracees[*count], 0, sizeof tracees[0]);
+		if (uh_interrupt(pid, tid, &tracees[*count].note) && error)
+			return error;
 		tracees[(*count)++].tid = tid;
 		added++;
 	}
@@ -117,7 +128,7 @@ static void thaw(pid_t pid, uint32_t count, struct uh_pause *pause)
 		if (!tracee->tid || !tracee->stopped_at)
 			continue;
 		if (!tracee->signal)
-			uh_repair_interrupted_call(pid, tracee->tid);
+			uh_repair_interrupted_call(pid, tracee->tid, &tracee->note);
 		uh_detach(tracee->tid, tracee->signal);
 		tracee->stopped_for = uh_now() - tracee->stopped_at;
 	}
@@ -190,24 +201,15 @@ static uint64_t stack_end(const struct uh_stop *stop, uint64_t sp)
 	return stack ? stack->end : sp + 65536;
 }
 
-static int is_restorer(struct uh_stop *stop, uint64_t address)
-{
-	uint8_t code[UH_RESTORER_BYTES];
-
-	return address >= 4096 && !uh_read_exact(stop->mem_fd, code, sizeof code, address) &&
-	       uh_is_restorer(code);
-}
-
-/* Where the stack goes on that a signal frame at `at` interrupted: a handler on an
- * alternate stack leaves what it interrupted on another one. 0: `restorer` is none, or
- * the frame is on the stack that it interrupted. */
-static uint64_t interrupted_stack(struct uh_stop *stop, uint64_t at, uint64_t restorer,
-				  uint64_t end)
+/* Where the stack goes on that a signal frame interrupted whose mark is at `at`: a handler
+ * on an alternate stack leaves what it interrupted on another one. 0: the word is no mark,
+ * or the frame is on the stack that it interrupted. */
+static uint64_t interrupted_stack(struct uh_stop *stop, uint64_t at, uint64_t word, uint64_t end)
 {
 	uint64_t sp;
 
-	if (!is_restorer(stop, restorer) ||
-	    uh_read_exact(stop->mem_fd, &sp, 8, at + UH_SAVED_SP_OFFSET))
+	if (!uh_is_mark(stop->mem_fd, word) ||
+	    uh_read_exact(stop->mem_fd, &sp, 8, at + UH_MARK_TO_SP))
 		return 0;
 	return sp > at && sp < end ? 0 : sp;
 }
@@ -233,7 +235,7 @@ static int walk_stack(struct uh_stop *stop, uint64_t sp, word_look *look, int de
 			int found;
 
 			/* Told by the words first: a read for each would take long. */
-			if (depth && found_below < 4 && uh_may_be_frame(words + i, got / 8 - i))
+			if (depth && found_below < 4 && uh_may_be_mark(words + i, got / 8 - i))
 				other = interrupted_stack(stop, at + i * 8, words[i], end);
 			if (other)
 				below[found_below++] = other;
@@ -270,17 +272,21 @@ static uint64_t slot_address(const struct uh_stop *stop, uint64_t index)
  * us, and the thunks are free. */
 static int restore_return(struct uh_stop *stop, uint64_t at, uint64_t *word)
 {
-	const uint64_t offset = *word - stop->thunks;
+	const uint64_t offset = uh_unsigned(*word) - stop->thunks;
 	/* Unwinders look a frame up by the byte before the return address. */
-	const uint64_t before = offset % UF_THUNK_BYTES == UF_THUNK_RETURN - 1;
+	const uint64_t before = offset % UF_THUNK_BYTES == UH_THUNK_RETURN - 1;
 	uint64_t real;
 
 	(void)at;
 	/* A word that leads to the thunk's call is of a function that is about to be
 	 * entered, and stays. */
 	if (offset >= stop->thunk_span ||
-	    (offset % UF_THUNK_BYTES != UF_THUNK_RETURN && !before))
+	    (offset % UF_THUNK_BYTES != UH_THUNK_RETURN && !before))
 		return 0;
+	if (uh_unsigned(*word) != *word) {
+		stop->pause.signed_frames++; /* nobody but the program can sign another one */
+		return 0;
+	}
 	real = slot_address(stop, offset / UF_THUNK_BYTES);
 	if (!real)
 		return 0;
@@ -292,10 +298,10 @@ static int restore_return(struct uh_stop *stop, uint64_t at, uint64_t *word)
 /* The program counter that a signal frame saved, if that is what the word is. */
 static int is_saved_pc(struct uh_stop *stop, uint64_t at)
 {
-	uint64_t restorer;
+	uint64_t mark;
 
-	return !uh_read_exact(stop->mem_fd, &restorer, 8, at - UH_SAVED_PC_OFFSET) &&
-	       is_restorer(stop, restorer);
+	return !uh_read_exact(stop->mem_fd, &mark, 8, at - UH_MARK_TO_PC) &&
+	       uh_is_mark(stop->mem_fd, mark);
 }
 
 static int find_watched(struct uh_stop *stop, uint64_t at, uint64_t *word)

@@ -64,6 +64,14 @@ int uh_seize(pid_t tid, unsigned long options)
 	return ptrace(PTRACE_SEIZE, tid, 0, options) ? -errno : 0;
 }
 
+/* Ask a seized thread to stop. What has to be known of the call that this interrupts is
+ * noted first. */
+int uh_interrupt(pid_t pid, pid_t tid, struct uh_call_note *note)
+{
+	uh_note_call(pid, tid, note);
+	return ptrace(PTRACE_INTERRUPT, tid, 0, 0) ? -errno : 0;
+}
+
 /* Wait until the thread is stopped. A signal that it was about to receive is
  * not lost: *signal is to be handed back with the detach. *in_call: it is at
  * the entry or exit of a system call. */
@@ -143,15 +151,15 @@ static int signal_is_pending(pid_t pid, pid_t tid)
 
 /* Calls like epoll_wait end with EINTR by the stop alone (H69). Where no signal
  * caused it, make the thread enter the call again. */
-int uh_repair_interrupted_call(pid_t pid, pid_t tid)
+int uh_repair_interrupted_call(pid_t pid, pid_t tid, const struct uh_call_note *note)
 {
 	struct uh_registers registers;
 	int error = uh_get_registers(tid, &registers);
 
 	if (error)
 		return error;
-	if (!uh_call_was_interrupted(&registers) || signal_is_pending(pid, tid))
+	if (!uh_call_was_interrupted(pid, tid, &registers, note) || signal_is_pending(pid, tid))
 		return 0;
-	uh_reenter_call(&registers);
+	uh_reenter_call(&registers, note);
 	return uh_set_registers(tid, &registers);
 }

@@ -269,6 +269,7 @@ static int look_at_stopped(struct uh_trap *trap, const siginfo_t *info)
 	const uint64_t stopped_at = uh_now();
 	const pid_t tid = info->si_pid;
 	struct uh_registers registers;
+	struct uh_call_note none;
 	int signal = 0, pending;
 
 	if (info->si_code == CLD_EXITED || info->si_code == CLD_KILLED ||
@@ -280,8 +281,9 @@ static int look_at_stopped(struct uh_trap *trap, const siginfo_t *info)
 		signal = info->si_status;
 	pending = signal == SIGTRAP || trap_is_pending(trap->pid, tid) ||
 		  uh_get_registers(tid, &registers) || is_in_handler(trap, uh_pc(&registers));
+	uh_note_no_call(&none); /* it ran when it was asked */
 	if (!signal)
-		uh_repair_interrupted_call(trap->pid, tid);
+		uh_repair_interrupted_call(trap->pid, tid, &none);
 	uh_detach(tid, signal);
 	uh_note_pause(&trap->pause, tid, uh_now() - stopped_at);
 	return pending;

@@ -15,8 +15,10 @@
 #define UF_PARAM_DIRECTORY 8
 #define UF_PARAM_SLOTS 16
 #define UF_PARAM_THUNKS 24
-/* Offset of the tid from the thread pointer; negative where there is none. */
+/* Offset of the tid from the thread pointer; negative where there is none. On AArch64
+ * what a thread has of its own lies below that: there it counts from so far below. */
 #define UF_PARAM_TID_OFFSET 32
+#define UF_A64_TID_BIAS 65536
 #define UF_PARAM_RING_HEADERS 40
 #define UF_PARAM_RING_DATA 48
 #define UF_PARAM_RING_BYTES 56
@@ -98,6 +100,11 @@
  * the displaced instruction. */
 #define UF_STUB_PLAIN 13
 #define UF_STUB_RESUME 22
+/* On AArch64 thunk i is `ldr x30, [sp], #16; blr x30; adr x30, .; b uf_exit`: where the
+ * function goes on is on the stack, and no slot has a resume. A stub's frame is so long,
+ * the word for the thunk at its end. */
+#define UF_A64_THUNK_RETURN 8
+#define UF_A64_STUB_FRAME 80
 #define UF_THUNK_BITS 16
 #define UF_THUNK_BYTES 16
 #define UF_SLOT_BYTES 32

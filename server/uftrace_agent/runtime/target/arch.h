@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "annex.h"
+
 #if defined(__x86_64__)
 static inline uint64_t uf_ticks(void)
 {
@@ -11,6 +13,12 @@ static inline uint64_t uf_ticks(void)
 
 	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
 	return low | (uint64_t)high << 32;
+}
+
+/* The tid that the C library keeps beside the thread pointer. */
+static inline const uint32_t *uf_tid_word(uint64_t key, int64_t offset)
+{
+	return (const uint32_t *)(key + offset);
 }
 
 #define UF_RT_SIGACTION 13
@@ -63,6 +71,11 @@ static inline uint64_t uf_ticks(void)
 
 	__asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
 	return ticks;
+}
+
+static inline const uint32_t *uf_tid_word(uint64_t key, int64_t offset)
+{
+	return (const uint32_t *)(key - UF_A64_TID_BIAS + offset);
 }
 
 #define UF_RT_SIGACTION 134

@@ -117,7 +117,7 @@ PROBE struct uf_thread *uf_find_thread(uint64_t key)
 			__atomic_compare_exchange_n(&thread->key, &holder, key, 0, __ATOMIC_ACQ_REL,
 						    __ATOMIC_ACQUIRE);
 		if (holder == key && tid_offset >= 0 && thread->tid &&
-		    *(const uint32_t *)(key + tid_offset) == thread->tid)
+		    *uf_tid_word(key, tid_offset) == thread->tid)
 			return thread;
 		if (holder == key || holder == 0)
 			goto mine;
@@ -127,7 +127,7 @@ mine:
 	tid = uf_gettid();
 	/* A vfork child, or a thread made without TLS of its own: the word says
 	 * another tid, and its owner may write at the same time (H58, H62). */
-	if (tid_offset >= 0 && *(const uint32_t *)(key + tid_offset) != tid)
+	if (tid_offset >= 0 && *uf_tid_word(key, tid_offset) != tid)
 		return 0;
 	if (thread->tid == tid)
 		return thread;
