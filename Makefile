@@ -7,6 +7,7 @@ TESTS ?= tests
 PYTEST_ARGS ?=
 TORTURE_ARGS ?=
 CHURN_ARGS ?=
+ARM_ARGS ?=
 PROVE_SECONDS ?= 1200
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -58,6 +59,10 @@ torture: setup ## Toggle every form a million times, kill the agent at each step
 prove: setup ## Compare moved code with the original, on real binaries, for PROVE_SECONDS
 	@$(BIN)/python -m tests.torture.prove_relocation --seconds $(PROVE_SECONDS)
 	@$(BIN)/python -m tests.torture.fuzz_elf --seconds $(PROVE_SECONDS)
+
+.PHONY: arm
+arm: setup ## Run the tests of tests/arm/suite.txt on AArch64, in an emulator (ARM_ARGS='tests/unit/test_rings.py' for others)
+	@$(BIN)/python -m tests.arm.run $(ARM_ARGS)
 
 .PHONY: clean
 clean: ## Remove everything that can be made again

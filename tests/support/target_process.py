@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.waiting import SLOWNESS
+
 DEADLINE = 20.0
 
 
@@ -103,6 +105,9 @@ class TargetProcess:
             raise RuntimeError("the target was not started")
         return self._process
 
+    def _seconds(self, deadline: float | None = None) -> float:
+        return SLOWNESS * (deadline or self.deadline)
+
     @property
     def pid(self) -> int:
         """The process; a wrapper that execs keeps it."""
@@ -125,7 +130,7 @@ class TargetProcess:
         """
         process = self._running()
         assert process.stdout is not None
-        until = time.monotonic() + (deadline or self.deadline)
+        until = time.monotonic() + self._seconds(deadline)
         while b"\n" not in self._pending:
             left = until - time.monotonic()
             ready, _, _ = select.select([process.stdout], [], [], max(left, 0))
@@ -133,7 +138,7 @@ class TargetProcess:
                 raise AssertionError(f"{self.binary.name} ({process.pid}) gave no answer in time")
             chunk = os.read(process.stdout.fileno(), 65536)
             if not chunk:
-                status = process.wait(self.deadline)
+                status = process.wait(self._seconds())
                 raise AssertionError(
                     f"{self.binary.name} ended with status {status}; "
                     f"output {self._pending!r}, stderr {self.errors()!r}"
@@ -183,7 +188,7 @@ class TargetProcess:
 
     def wait_iterations(self, count: int, deadline: float | None = None) -> None:
         """Waits until the workers finished ``count`` more iterations."""
-        until = time.monotonic() + (deadline or self.deadline)
+        until = time.monotonic() + self._seconds(deadline)
         goal = self.counters()["iterations"] + count
         while self.counters()["iterations"] < goal:
             assert time.monotonic() < until, f"{self.binary.name} makes no progress"
@@ -198,14 +203,14 @@ class TargetProcess:
         self.send("quit")
         line = self.read_line()
         assert line.startswith("ok "), f"{self.binary.name}: {line!r}"
-        status = self._running().wait(self.deadline)
+        status = self._running().wait(self._seconds())
         assert status == 0, f"{self.binary.name} ended with status {status}: {self.errors()!r}"
         _, iterations, rest = f"{line} ".split(" ", 2)
         return {"iterations": int(iterations), **_counters(rest)}
 
     def wait_exit(self, deadline: float | None = None) -> int:
         """Waits until it ended by itself and returns the status (negative: the signal)."""
-        return self._running().wait(deadline or self.deadline)
+        return self._running().wait(self._seconds(deadline))
 
 
 def _counters(text: str) -> dict[str, int]:
