@@ -94,7 +94,8 @@ class Machine:
         self._pristine_image = bytes(self._image.bytes)
         self._areas = [(BASE + distance, self._map(BASE + distance, AREA)) for distance in areas]
         self._used = [0] * len(areas)
-        memory = self._map(MEMORY, _MEMORY_SIZE)
+        writable = unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE
+        memory = self._map(MEMORY, _MEMORY_SIZE, writable)
         self._memory = np.frombuffer(memory.bytes, np.uint64)
         self._pristine = np.frombuffer(rng.randbytes(_MEMORY_SIZE), np.uint64)
         self._memory[:] = self._pristine
@@ -184,9 +185,9 @@ class Machine:
     def _forget(self) -> None:
         self._uc.ctl_flush_tb()
 
-    def _map(self, address: int, size: int) -> Block:
+    def _map(self, address: int, size: int, protection: int = unicorn.UC_PROT_ALL) -> Block:
         block = Block(size)
-        self._uc.mem_map_ptr(address, block.size, unicorn.UC_PROT_ALL, block.pointer)
+        self._uc.mem_map_ptr(address, block.size, protection, block.pointer)
         return block
 
     def _random_state(self, rng: random.Random) -> unicorn.unicorn.UcContext:

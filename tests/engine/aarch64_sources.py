@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import capstone
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,7 +59,7 @@ def fetch_binaries() -> Path:
 
 
 class Binary:
-    """An ELF file, mapped as the kernel maps it.
+    """An ELF file, mapped as the kernel maps it, without what is no instruction in its code.
 
     Args:
         path: The file.
@@ -77,6 +78,10 @@ class Binary:
             table = module.functions
             chosen = table.kind == FunctionKind.FUNCTION
             self._entries = np.asarray(table.address[chosen], np.int64)
+        for start, end in self._ranges:
+            words = np.frombuffer(image, "<u4", (end - start) // 4, start)
+            # Data between functions. At some of it the emulator aborts.
+            words[~_are_known(words)] = 0
         self._image = bytes(image)
 
     def machine(self, seed: int) -> Machine:
@@ -108,6 +113,15 @@ class Binary:
             instruction = decode(self._image[address : address + 4], BASE + address)
             if instruction is not None:
                 yield instruction
+
+
+def _are_known(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    disassembler = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
+    disassembler.skipdata = True
+    distinct, where = np.unique(words, return_inverse=True)
+    lines = disassembler.disasm_lite(distinct.tobytes(), 0)
+    known = np.fromiter((mnemonic != ".byte" for _, _, mnemonic, _ in lines), np.bool_)
+    return known[where]
 
 
 def _is_relative(words: NDArray[np.uint32]) -> NDArray[np.bool_]:

@@ -36,8 +36,8 @@ GENERATED = 8000
 SAME_LOADS = {0x5800_0403: 2, 0x9800_0404: 2, 0x1C00_0405: 1, 0x9C00_0406: 1}
 HERE = BASE + 0x2000
 FAR = HERE + 100 * MIB
-# What stands in functions of these binaries and cannot run elsewhere. `.inst` is data.
-UNMOVABLE = {"svc", "brk", "udf", ".inst", "movprfx", "hlt"}
+# What stands in functions of these binaries and cannot run elsewhere.
+UNMOVABLE = {"svc", "brk", "movprfx"}
 EXCLUSIVE = {"ldxr", "ldaxr", "stxr", "stlxr", "ldxp", "ldaxp", "stxp", "stlxp"}
 COPIES = {"cpyp", "cpym", "cpye", "cpyfp", "cpyfm", "cpyfe", "setp", "setm", "sete"}
 
