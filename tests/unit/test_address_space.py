@@ -19,8 +19,10 @@ from uftrace_agent.process.address_space import (
     SMALLER_HEAP_ROOMS,
     FreeSpace,
     Mapping,
+    address_limit,
     read_mappings,
 )
+from uftrace_agent.process.machine import native_machine
 
 MIB = 1 << 20
 
@@ -143,3 +145,27 @@ def test_free_space_agrees_with_a_list_of_pages(
     candidates = [page for page in range(low, low + span - pages + 1) if is_free(page)]
     found = free.find(pages * PAGE, low * PAGE, (low + span) * PAGE, near=low * PAGE)
     assert found == (candidates[0] * PAGE if candidates else None)
+
+
+@pytest.mark.parametrize(
+    ("bits", "end", "limit"),
+    [
+        ((47,), 0x7FFF_FFFF_F000, 1 << 47),
+        ((47,), 0x40_0000, 1 << 47),
+        ((39, 48), 0x7F_FFFF_F000, 1 << 39),
+        ((39, 48), 0xFFFF_FFFF_F000, 1 << 48),
+    ],
+)
+def test_addresses_end_where_the_kernel_was_told(
+    bits: tuple[int, ...], end: int, limit: int
+) -> None:
+    mappings = [mapping(0x1000, PAGE), mapping(end - PAGE, PAGE)]
+    kernels = mapping(0xFFFF_FFFF_FF60_0000, PAGE, name="[vsyscall]")
+    assert address_limit(mappings, bits) == limit
+    assert address_limit([*mappings, kernels], bits) == limit
+
+
+def test_addresses_of_this_machine() -> None:
+    free = FreeSpace(read_mappings(os.getpid()))
+    assert free.limit in {1 << bits for bits in native_machine().address_bits}
+    assert not free.is_free(free.limit - PAGE, free.limit)

@@ -95,6 +95,24 @@ def test_traps_that_may_not_be_are_refused_with_the_reason(pid: int) -> None:
     assert refused.detail == "trap: app can fork in the middle (fork); use auto or stop"
 
 
+def test_on_a_machine_without_traps_none_is_used(pid: int) -> None:
+    """AArch64: a word is written at once, or in a stop."""
+    choice = WriterChoice(pid, [APP, LIBC], Writer.AUTO, has_trap=False)
+    assert choice.of_site(in_module(APP), ONE_BYTE) is Writer.BYTE
+    assert choice.detail == ""
+    assert choice.of_site(in_module(APP), MORE) is Writer.STOP
+    assert choice.detail == "stop: an instruction that may not change while it is executed"
+    assert choice.refusal(in_module(APP)) is None
+
+
+def test_on_a_machine_without_traps_they_are_refused(pid: int) -> None:
+    choice = WriterChoice(pid, [APP, LIBC], Writer.TRAP, has_trap=False)
+    refused = choice.refusal(in_module(APP))
+    assert refused is not None
+    assert (refused.status, refused.refusal) == (Status.REFUSED, Refusal.WRITER_UNSUITABLE)
+    assert refused.detail == "trap: this machine has no such writer; use auto or stop"
+
+
 @pytest.mark.parametrize("asked", [Writer.AUTO, Writer.BYTE, Writer.STOP])
 def test_nothing_else_is_refused(pid: int, asked: Writer) -> None:
     assert WriterChoice(pid, [FORKING, LIBC], asked).refusal(in_module(FORKING)) is None

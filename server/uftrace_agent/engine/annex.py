@@ -236,7 +236,8 @@ class Annex:
         # data, which therefore lie just below them.
         places = []
         for size in (data_size + PAGE + code_size, ring_size):
-            place = free.find(size + 2 * PAGE, 1 << 32, 1 << 47, near=0x6000_0000_0000)
+            near = free.limit // 4 * 3
+            place = free.find(size + 2 * PAGE, 1 << 32, free.limit, near=near)
             if place is None:
                 raise ExhaustedError("the process has no free address space left")
             free.take(place, place + size + 2 * PAGE)

@@ -47,11 +47,20 @@ class SiteRequest:
 
 
 class Architecture(Protocol):
-    """One instruction set; the only place where architectures differ."""
+    """One instruction set; the only place where architectures differ.
+
+    Attributes:
+        name: The kernel's name of it.
+        stub_bytes: Size of one stub.
+        reach: How far a jump goes, in bytes.
+        has_trap_writer: Whether there is an instruction of one byte that traps: sites
+            can be changed by the writer `trap` then.
+    """
 
     name: str
     stub_bytes: int
     reach: int
+    has_trap_writer: bool
 
     def plan_site(self, request: SiteRequest, layout: CodeLayout) -> SitePlan:
         """Plan one function and reserve what it needs in `layout`.

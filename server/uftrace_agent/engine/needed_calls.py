@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.seccomp import FilteredCall
 from uftrace_agent.process.seccomp_filters import FilterWatch
 from uftrace_agent.process.system_calls import (
@@ -25,7 +26,6 @@ from uftrace_agent.process.system_calls import (
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
-    X86_64,
     SystemCallNumbers,
 )
 
@@ -78,4 +78,5 @@ def needed_calls(numbers: SystemCallNumbers) -> tuple[FilteredCall, ...]:
 
 def filter_watch(pid: int) -> FilterWatch:
     """What asks the filters of a process about all of them."""
-    return FilterWatch(pid, X86_64.audit, needed_calls(X86_64))
+    calls = native_machine().calls
+    return FilterWatch(pid, calls.audit, needed_calls(calls))

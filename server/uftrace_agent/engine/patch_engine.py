@@ -233,6 +233,7 @@ class PatchEngine:
             self._program.modules,
             asked,
             lambda: self._traps.handlers_refusal(pauses),
+            self._architecture.has_trap_writer,
         )
 
     def _plan(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import statistics
 import struct
 import subprocess
@@ -21,10 +22,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from uftrace_agent.engine.native import native_architecture
-from uftrace_agent.engine.x86_64 import stub as stubs
-from uftrace_agent.engine.x86_64.instruction import call, jump
+from uftrace_agent.engine.native import native_architecture, native_bench_code
 from uftrace_agent.errors import AgentError
+from uftrace_agent.process.machine import native_machine
+from uftrace_agent.process.memory import ProcessMemory
+from uftrace_agent.process.tid_word import tid_places, told
 from uftrace_agent.runtime.blob import Blob, load_blob
 from uftrace_agent.runtime.layout import (
     DIRECTORY_BYTES,
@@ -45,8 +47,9 @@ _ROUNDS: Final = 9
 _DEADLINE_S: Final = 10.0
 _READ, _WRITE, _EXEC = 1, 2, 4
 _PRIVATE_ANONYMOUS: Final = 0x22
-# glibc's and musl's place of the thread id, from the thread pointer.
-_TID_OFFSETS: Final = (0x2D0, 0x30)
+# Of each function that is called, and behind it the loop that does so.
+_FUNCTION_BYTES: Final = 256
+_LOOP: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ class _Bench:
 
     def __init__(self) -> None:
         architecture = native_architecture()
+        self._code = native_bench_code()
         self._blob = load_blob(architecture.name)
         home = -(-len(self._blob.code) // _PAGE) * _PAGE
         sizes = {
@@ -110,9 +114,7 @@ class _Bench:
             self._at[name] = base
             base += size
         self._fill(architecture.thunk_array, home)
-        code = self._at["code"]
-        if self._libc().mprotect(ctypes.c_void_p(code), base - code, _READ | _EXEC):
-            raise OSError("mprotect")
+        self._make_executable(self._at["code"], base)
 
     @staticmethod
     def _libc() -> ctypes.CDLL:
@@ -127,6 +129,20 @@ class _Bench:
         ctypes.memset(at, 0, size)
         return at
 
+    def _make_executable(self, start: int, end: int) -> None:
+        if self._libc().mprotect(ctypes.c_void_p(start), end - start, _READ | _EXEC):
+            raise OSError("mprotect")
+
+    # As `find_tid_offset` finds it in a target; without, each record is a system call.
+    def _tid_offset(self) -> int:
+        page = self._map(_PAGE)
+        _write(page, self._code.thread_pointer())
+        self._make_executable(page, page + _PAGE)
+        pointer: int = ctypes.CFUNCTYPE(ctypes.c_uint64)(page)()
+        search = native_machine().tid
+        with ProcessMemory(os.getpid()) as memory:
+            return told(search, tid_places(memory, search, pointer, threading.get_native_id()))
+
     def _fill(self, thunk_array: Callable[[int, int, int], bytes], home: int) -> None:
         at, blob = self._at, self._blob
         values = {
@@ -134,7 +150,7 @@ class _Bench:
             "DIRECTORY": at["directory"],
             "SLOTS": at["slots"],
             "THUNKS": at["thunks"],
-            "TID_OFFSET": _tid_offset() & (1 << 64) - 1,
+            "TID_OFFSET": self._tid_offset() & (1 << 64) - 1,
             "RING_HEADERS": at["headers"],
             "RING_DATA": at["rings"],
             "RING_BYTES": _RING_BYTES,
@@ -152,30 +168,26 @@ class _Bench:
         self.plain_ns = self._loop(2, None)
 
     def _traced(self, index: int, blob: Blob, probe: str, kind: int) -> int:
-        at = self._at["stubs"] + 2 * stubs.STUB_BYTES * index
-        make = stubs.paired_stub if probe.endswith("paired") else stubs.entry_stub
-        word = id_word(index + 1, kind)
-        resume = self._function(index) + 5
-        stub = make(at, self._at["code"] + blob.symbols[probe], word, None, resume)
-        landing = at + stubs.STUB_BYTES
-        _write(at, stub + stubs.landing(landing, at))
-        return landing
+        at = self._at["stubs"] + self._code.stub_room * index
+        stub = self._code.stub(
+            at,
+            self._function(index),
+            self._at["code"] + blob.symbols[probe],
+            id_word(index + 1, kind),
+            paired=kind == KIND_ENTRY,
+        )
+        _write(at, stub.code)
+        return stub.entrance
 
     def _function(self, index: int) -> int:
-        return self._at["program"] + 256 * index
+        return self._at["program"] + _FUNCTION_BYTES * index
 
-    # A function, five bytes that are a nop or lead to the stub and `ret`, and a loop
-    # that calls it as often as its argument says.
-    def _loop(self, index: int, landing: int | None) -> Callable[[int], None]:
+    # A function that does nothing, and a loop that calls it as often as its argument says.
+    def _loop(self, index: int, entrance: int | None) -> Callable[[int], None]:
         at = self._function(index)
-        head = jump(at, landing) if landing else b"\x0f\x1f\x44\x00\x00"
-        _write(at, head + b"\xc3")
-        start = at + 64
-        code = b"\x53\x48\x89\xfb"  # push rbx; mov rdi,rbx
-        code += call(start + len(code), at)
-        code += b"\x48\xff\xcb\x75\xf6\x5b\xc3"  # dec rbx; jnz call; pop rbx; ret
-        _write(start, code)
-        return ctypes.CFUNCTYPE(None, ctypes.c_uint64)(start)
+        _write(at, self._code.function(at, entrance))
+        _write(at + _LOOP, self._code.loop(at + _LOOP, at))
+        return ctypes.CFUNCTYPE(None, ctypes.c_uint64)(at + _LOOP)
 
     def seconds(self, loop: Callable[[int], None]) -> float:
         """One round of a loop."""
@@ -203,18 +215,6 @@ class _Bench:
 
 def _write(at: int, data: bytes) -> None:
     ctypes.memmove(at, data, len(data))
-
-
-# The same as what `find_tid_offset` finds in a target; -1 makes each record a system call.
-def _tid_offset() -> int:
-    pthread_self = ctypes.CDLL(None).pthread_self
-    pthread_self.restype = ctypes.c_void_p
-    pointer: int = pthread_self()
-    own = threading.get_native_id().to_bytes(4, "little")
-    for offset in _TID_OFFSETS:
-        if ctypes.string_at(pointer + offset, 4) == own:
-            return offset
-    return -1
 
 
 def main() -> None:

@@ -13,6 +13,9 @@ from uftrace_agent.engine.trap_guards import module_refusal, process_refusal
 
 # How much each disturbs the program, the least first.
 _INTRUSIVE = (Writer.BYTE, Writer.TRAP, Writer.STOP)
+# AArch64: Arm ARM, B2.2.5, "Concurrent modification and execution of instructions".
+_NO_TRAPS = "this machine has no such writer"
+_CHANGED_AT_REST = "stop: an instruction that may not change while it is executed"
 
 
 class WriterChoice:
@@ -26,6 +29,7 @@ class WriterChoice:
         asked: What the user wants.
         handlers_refusal: Looks at the process's signal handlers and says why one
             forbids traps; only where it is attached.
+        has_trap: Whether the machine has the writer `trap` at all.
     """
 
     def __init__(
@@ -34,11 +38,13 @@ class WriterChoice:
         modules: Sequence[ModuleView],
         asked: Writer,
         handlers_refusal: Callable[[], str] = str,
+        has_trap: bool = True,
     ) -> None:
         self._pid = pid
         self._modules = modules
         self._asked = asked
         self._handlers_refusal = handlers_refusal
+        self._has_trap = has_trap
         self._details: dict[str, None] = {}
         self._by_module: dict[str, str] = {}
 
@@ -49,6 +55,8 @@ class WriterChoice:
 
     @cached_property
     def _trap_refusal(self) -> str:
+        if not self._has_trap:
+            return _NO_TRAPS
         return process_refusal(self._pid, self._modules) or self._handlers_refusal()
 
     def _no_trap(self, function: ProgramFunction) -> str:
@@ -79,7 +87,8 @@ class WriterChoice:
         if site.writer is Writer.BYTE and self._asked is not Writer.TRAP:
             return Writer.BYTE
         if reason := self._no_trap(function):
-            self._details[f"stop, not trap: {reason}"] = None
+            detail = f"stop, not trap: {reason}" if self._has_trap else _CHANGED_AT_REST
+            self._details[detail] = None
             return Writer.STOP
         return Writer.TRAP
 

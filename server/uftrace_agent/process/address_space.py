@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uftrace_agent.errors import TargetGoneError
+from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.threads import proc_directory
 
 PAGE = 4096
-# Below is vm.mmap_min_addr's reach; above is the kernel's (47 bits, 4 levels).
+# Below is vm.mmap_min_addr's reach; above is the kernel's (see `address_limit`).
 _LOWEST = 0x10000
-_HIGHEST = 0x7FFF_FFFF_F000
 # Room for brk to grow into, and for the main thread's stack (H81). Since Linux
 # 6.11 the heap of a PIE program begins up to 1 GiB above it, right where most
 # punned jumps lead: they may use the smaller rooms, in turn, if nothing else is
@@ -97,15 +97,33 @@ def read_mappings(pid: int) -> list[Mapping]:
     return mappings
 
 
+def address_limit(mappings: Iterable[Mapping], bits: Sequence[int]) -> int:
+    """The address behind a program's last one.
+
+    Args:
+        mappings: What is mapped: the stack, at the least, is in the upper half.
+        bits: How many bits addresses may have, by rising number (`Machine`).
+    """
+    # What is beyond all of them ([vsyscall]) is the kernel's.
+    limits = [1 << count for count in bits]
+    used = max((one.end for one in mappings if one.end <= limits[-1]), default=limits[-1])
+    return next(limit for limit in limits if used <= limit)
+
+
 class FreeSpace:
     """Address ranges where the engine may map memory of its own.
 
     Keeps clear of what is mapped, of the heap's room to grow and of the stack's.
     Ranges that are handed out are taken at once.
+
+    Attributes:
+        limit: The address behind the program's last one.
     """
 
     def __init__(self, mappings: Iterable[Mapping], heap_room: int = HEAP_ROOM) -> None:
-        taken: list[tuple[int, int]] = [(0, _LOWEST), (_HIGHEST, 1 << 64)]
+        mappings = list(mappings)
+        self.limit = address_limit(mappings, native_machine().address_bits)
+        taken: list[tuple[int, int]] = [(0, _LOWEST), (self.limit - PAGE, 1 << 64)]
         for mapping in mappings:
             start, end = mapping.start, mapping.end
             if mapping.name == "[heap]":

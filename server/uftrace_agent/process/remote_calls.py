@@ -23,6 +23,8 @@ from uftrace_agent.process.address_space import (
     own_stack,
     read_mappings,
 )
+from uftrace_agent.process.gadgets import Gadgets, find_gadgets
+from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.seccomp_filters import FilterWatch
@@ -30,19 +32,11 @@ from uftrace_agent.process.threads import ThreadState, has_ended, remote_call_ca
 from uftrace_agent.runtime.host_library import CCall, CLook, CRemote, error_for, library
 from uftrace_agent.runtime.layout import define
 
-# x86-64: `syscall; ret`, and glibc's and musl's signal restorer
-# (`mov $15, %rax; syscall`) or, in static programs that handle no signals,
-# `pop %rax; ret`, which some instruction's last bytes always are.
-_GADGET = b"\x0f\x05\xc3"
-_RESTORERS = (
-    b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05",
-    b"\xb8\x0f\x00\x00\x00\x0f\x05",
-)
-_POP_RAX = b"\x58\xc3"
 _DEADLINE_NS = 2_000_000_000
 _ROUNDS = 20
 _STRAGGLER_NS = 10_000_000_000
-# A signal frame with all vector state (AMX: 8 KiB) and what the calls need.
+# A signal frame with all vector state (AMX: 8 KiB; SVE: up to 14 KiB in all) and what
+# the calls need.
 _FRAME_BYTES = 16384
 
 
@@ -78,9 +72,7 @@ class RemoteCaller:
         self._memory = memory
         self.filters = filters
         self._pid = memory.pid
-        self._gadget = 0
-        self._restorer = 0
-        self._pop_rax = 0
+        self._gadgets: Gadgets | None = None
         self.pauses = Pauses()
         self._batch: BatchPlace | None = None
         self._unfinished: CRemote | None = None
@@ -111,8 +103,8 @@ class RemoteCaller:
             BusyTargetError: No thread could be used in time.
             UnsupportedTargetError: No thread may make the calls (SECCOMP_FILTER).
         """
-        if not self._gadget:
-            self._find_gadgets()
+        if self._gadgets is None:
+            self._gadgets = find_gadgets(self._memory, native_machine().code)
         self._await_batch()
         failure: AgentError | None = None
         for _ in range(_ROUNDS):
@@ -121,6 +113,10 @@ class RemoteCaller:
             candidates = remote_call_candidates(self._pid)
             if not candidates:
                 failure = error_for(-errno.ETIMEDOUT, self._pid, "preparing a remote call")
+            gadget = self._gadgets.unused(candidates)
+            if not gadget:
+                failure = error_for(-errno.EAGAIN, self._pid, "preparing a remote call")
+                continue
             for thread in candidates:
                 try:
                     self.filters.check_thread(thread.tid)
@@ -129,7 +125,7 @@ class RemoteCaller:
                     continue
                 except TargetGoneError:
                     continue  # this thread has ended; of the process, read_mappings tells
-                code, results = self._try_thread(thread, mappings, calls)
+                code, results = self._try_thread(thread, mappings, calls, gadget)
                 if code == 0:
                     return results
                 if code == -errno.EINPROGRESS:
@@ -146,7 +142,7 @@ class RemoteCaller:
                 if code == -errno.EPERM and has_ended(self._pid, thread.tid):
                     continue
                 if -code not in (errno.EAGAIN, errno.ENOSPC, errno.ESRCH, errno.ETIMEDOUT):
-                    self._memory.read(self._gadget, 1)  # an exec takes the memory away (H63)
+                    self._memory.read(gadget, 1)  # an exec takes the memory away (H63)
                     raise failure
             if forbidden is not None and failure is None:
                 raise forbidden
@@ -191,8 +187,13 @@ class RemoteCaller:
         ]
 
     def _try_thread(
-        self, thread: ThreadState, mappings: Sequence[Mapping], calls: Sequence[RemoteCall]
+        self,
+        thread: ThreadState,
+        mappings: Sequence[Mapping],
+        calls: Sequence[RemoteCall],
+        gadget: int,
     ) -> tuple[int, list[int]]:
+        assert self._gadgets is not None, "asked only with one of them"
         stack = own_stack(mappings, thread.sp, 0)
         if stack is None:
             look = CLook(pid=self._pid, tid=thread.tid, deadline_nanos=_DEADLINE_NS)
@@ -218,9 +219,9 @@ class RemoteCaller:
             mem_fd=self._memory.fd,
             call_count=len(calls),
             calls=array,
-            gadget=self._gadget,
-            restorer=self._restorer,
-            pop_rax=self._pop_rax,
+            gadget=gadget,
+            restorer=self._gadgets.restorer,
+            pop_rax=self._gadgets.pop_number,
             stack_low=stack.low,
             stack_high=stack.high,
             frame_top=spare.high if spare else 0,
@@ -243,27 +244,3 @@ class RemoteCaller:
         if bottom is None or any(self._memory.read(bottom.low, _FRAME_BYTES)):
             return None
         return bottom
-
-    def _find_gadgets(self) -> None:
-        readable = False
-        for mapping in read_mappings(self._pid):
-            if not mapping.is_executable or not mapping.inode:
-                continue
-            code = self._memory.read_some(mapping.start, mapping.end - mapping.start)
-            readable = readable or bool(code)
-            if not self._gadget and (at := code.find(_GADGET)) >= 0:
-                self._gadget = mapping.start + at
-            if not self._pop_rax and (at := code.find(_POP_RAX)) >= 0:
-                self._pop_rax = mapping.start + at
-            for restorer in _RESTORERS:
-                if not self._restorer and (at := code.find(restorer)) >= 0:
-                    self._restorer = mapping.start + at
-        if self._gadget and (self._restorer or self._pop_rax):
-            return
-        if not readable:
-            raise TargetGoneError(f"process {self._pid} has ended or executed another program")
-        raise EngineFaultError(
-            f"process {self._pid} has no code that could make a system call for the agent",
-            reason="NO_SYSCALL_GADGET",
-            hint="programs without a C library cannot be attached yet",
-        )

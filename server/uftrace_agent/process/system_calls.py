@@ -52,6 +52,26 @@ X86_64: Final = SystemCallNumbers(
     tgkill=234,
 )
 
+# include/uapi/asm-generic/unistd.h
+AARCH64: Final = SystemCallNumbers(
+    audit=0xC00000B7,
+    mmap=222,
+    mprotect=226,
+    munmap=215,
+    madvise=233,
+    memfd_create=279,
+    close=57,
+    prctl=167,
+    rt_sigaction=134,
+    rt_sigprocmask=135,
+    rt_sigreturn=139,
+    sigaltstack=132,
+    restart_syscall=128,
+    getpid=172,
+    gettid=178,
+    tgkill=131,
+)
+
 PROT_NONE: Final = 0
 PROT_READ: Final = 1
 PROT_WRITE: Final = 2

@@ -10,6 +10,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from uftrace_agent.errors import TargetGoneError
+from uftrace_agent.process.machine import native_machine
 from uftrace_agent.runtime.host_library import library
 
 
@@ -44,17 +45,6 @@ class ThreadState:
     arguments: tuple[int, ...] = ()
 
 
-# x86-64 calls that end with EINTR after any stop: used only when nothing else
-# is there, since the agent must make them be entered again (H69).
-_NOT_RESTARTED = frozenset({232, 281, 441, 65, 220, 128, 208, 333, 45, 47, 299, 69, 70, 43, 288})
-
-# Waits without an end, which the kernel enters again by the program counter alone:
-# who is in one will not notice, whatever happens to the agent. A futex only where
-# no timeout is given, a read only where there can be none (x86-64: wait4, waitid,
-# pause; futex; read).
-_WAITS = frozenset({61, 247, 34})
-_FUTEX = 202
-_READ = 0
 _WITHOUT_TIMEOUT = ("pipe:", "/dev/")
 _USUAL_THREADS = 1024
 
@@ -151,18 +141,20 @@ def calm_threads(pid: int, most: int) -> list[int]:
     in the middle of it: not those whose calls end with EINTR by a stop, if there are others.
     """
     found = remote_call_candidates(pid)
-    calm = [thread for thread in found if thread.call not in _NOT_RESTARTED]
+    not_restarted = native_machine().waits.not_restarted
+    calm = [thread for thread in found if thread.call not in not_restarted]
     return [thread.tid for thread in (calm or found[:1])[:most]]
 
 
 def _is_idle(thread: ThreadState) -> bool:
-    if thread.call == _READ:
+    waits = native_machine().waits
+    if thread.call == waits.read:
         try:
             file = os.readlink(f"/proc/{thread.tid}/fd/{thread.arguments[0]}")
         except OSError:
             return False
         return file.startswith(_WITHOUT_TIMEOUT)
-    return thread.call in _WAITS or (thread.call == _FUTEX and not thread.arguments[3])
+    return thread.call in waits.endless or (thread.call == waits.futex and not thread.arguments[3])
 
 
 def _suitability(thread: ThreadState) -> tuple[Suitability, int]:
@@ -172,7 +164,7 @@ def _suitability(thread: ThreadState) -> tuple[Suitability, int]:
         return Suitability.IDLE_CALL, thread.tid
     if thread.call is None or thread.call == -1:
         return Suitability.RUNNING, thread.tid
-    if thread.call in _NOT_RESTARTED:
+    if thread.call in native_machine().waits.not_restarted:
         return Suitability.REPAIRED_CALL, thread.tid
     return Suitability.RESTARTABLE_CALL, thread.tid
 

@@ -33,7 +33,11 @@ _CAPABILITIES: Mapping[str, _Capability] = {
         (Form.SLED, Form.NOP, Form.CALL, Form.PUN, Form.NEAR, Form.HOP, Form.MULTI),
         (Writer.AUTO, Writer.BYTE, Writer.TRAP, Writer.STOP),
     ),
-    "aarch64": _Capability(agent_pb2.ARCHITECTURE_ARM64, (), ()),
+    "aarch64": _Capability(
+        agent_pb2.ARCHITECTURE_ARM64,
+        (Form.SLED, Form.NOP, Form.CALL, Form.WORD),
+        (Writer.AUTO, Writer.BYTE, Writer.STOP),
+    ),
 }
 _UNKNOWN = _Capability(agent_pb2.ARCHITECTURE_UNSPECIFIED, (), ())
 

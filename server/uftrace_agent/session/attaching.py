@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
-import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,16 +27,16 @@ from uftrace_agent.errors import (
     NoSuchProcessError,
     UnsupportedTargetError,
 )
-from uftrace_agent.process.address_space import read_mappings
+from uftrace_agent.process.address_space import PAGE, read_mappings
 from uftrace_agent.process.identity import ProcessId, start_time_ticks
 from uftrace_agent.process.listing import attachability
+from uftrace_agent.process.machine import AT_HWCAP2, hardware, native_machine, page_size
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.remote_calls import RemoteCaller
-from uftrace_agent.process.system_calls import X86_64
-from uftrace_agent.process.thread_numbers import own_number
-from uftrace_agent.process.threads import calm_threads, status_field
-from uftrace_agent.runtime.host_library import CLook, library
+from uftrace_agent.process.shadow_stack import has_shadow_stack
+from uftrace_agent.process.threads import status_field
+from uftrace_agent.process.tid_word import find_tid_offset
 from uftrace_agent.session.leftovers import (
     check_not_held,
     remove_handler,
@@ -48,21 +46,10 @@ from uftrace_agent.session.leftovers import (
 from uftrace_agent.session.types import RecordingOptions
 from uftrace_agent.symbols.cache import ImageCache
 
-# Offset of the thread id from the thread pointer: glibc's struct pthread, musl's.
-_KNOWN_TID_OFFSETS: Final = (0x2D0, 0x30)
-_TID_SEARCH_BYTES: Final = 2048
-_THREADS_LOOKED_AT: Final = 3
 _SMALLEST_RING: Final = 64 << 10
 _LARGEST_RING: Final = 1 << 30
 _MOST_RINGS: Final = 4096
 _LARGEST_RINGS: Final = 16 << 30
-
-# The probes read the thread pointer with rdfsbase (arch/x86/include/uapi/asm/hwcap2.h).
-_AT_HWCAP2: Final = 26
-_HWCAP2_FSGSBASE: Final = 2
-_LIBC: Final = ctypes.CDLL(None)
-_LIBC.getauxval.restype = ctypes.c_ulong
-_LIBC.getauxval.argtypes = [ctypes.c_ulong]
 
 _REASONS: Final = {
     "KERNEL_THREAD": "is a kernel thread",
@@ -125,16 +112,25 @@ class Attachment:
         self.claim.close()
 
 
-def check_machine(hwcap2: int) -> None:
+def check_machine(hwcap2: int, page_bytes: int = PAGE) -> None:
     """Refuse a machine on which probes would fault (H90).
 
     Args:
         hwcap2: What the kernel says that programs may use (AT_HWCAP2).
+        page_bytes: Of the kernel's pages.
 
     Raises:
-        UnsupportedTargetError: They may not read their thread pointer.
+        UnsupportedTargetError: Programs may not read their thread pointer; or pages are
+            larger than the annex is made for.
     """
-    if not hwcap2 & _HWCAP2_FSGSBASE:
+    if page_bytes != PAGE:
+        raise UnsupportedTargetError(
+            f"this kernel has pages of {page_bytes >> 10} KiB",
+            reason="PAGE_SIZE_UNSUPPORTED",
+            hint="a kernel with pages of 4 KiB is needed",
+        )
+    needed = native_machine().hwcap2
+    if hwcap2 & needed != needed:
         raise UnsupportedTargetError(
             "this kernel does not let programs read their thread pointer (FSGSBASE)",
             reason="KERNEL_TOO_OLD",
@@ -151,7 +147,7 @@ def check_attachable(pid: int) -> None:
         UnsupportedTargetError: This kind of process cannot be traced.
         NoSuchProcessError: It is gone.
     """
-    check_machine(_LIBC.getauxval(_AT_HWCAP2))
+    check_machine(hardware(AT_HWCAP2), page_size())
     reason = attachability(pid)
     if reason is None:
         return
@@ -220,7 +216,7 @@ def attach(process: ProcessId, options: RecordingOptions, images: ImageCache) ->
         pauses = caller.filters.pauses
         leftovers = find_manifests(memory, read_mappings(memory.pid))
         restored = restore_leftovers(memory, process, leftovers, pauses)
-        annex = Annex(memory, caller, X86_64, architecture, rings)
+        annex = Annex(memory, caller, native_machine().calls, architecture, rings)
         held.callback(annex.close)
         manifest, taken = _old_or_new(annex, process, leftovers, rings)
         pauses.merge(caller.take_pauses())
@@ -309,7 +305,7 @@ def _adopt(
     architecture = native_architecture()
     caller = RemoteCaller(memory, filter_watch(memory.pid))
     caller.filters.check()
-    annex = Annex(memory, caller, X86_64, architecture, RingOptions(0, 0))
+    annex = Annex(memory, caller, native_machine().calls, architecture, RingOptions(0, 0))
     manifest = annex.take_over(found, _identity(process))
     if manifest is None:
         return None
@@ -364,37 +360,3 @@ def _claim_name(process: ProcessId) -> str:
         namespace = 0  # it is gone, or a kernel without namespaces
     start = process.start_time_ticks
     return f"\0uftrace-agent/{process.boot_id}/{namespace}/{own_pid}/{start}"
-
-
-def has_shadow_stack(pid: int) -> bool:
-    """Whether returns of the process are checked by the processor (H43)."""
-    return "shstk" in (status_field(pid, "x86_Thread_features") or "").split()
-
-
-def find_tid_offset(memory: ProcessMemory) -> int:
-    """Where the C library keeps a thread's id, counted from its thread pointer.
-
-    Probes read that word, and the pointer to itself at the thread pointer (the
-    x86-64 TLS ABI), without asking the kernel; so both must be in every thread
-    that is looked at.
-
-    Returns:
-        -1 where they are not: each record costs a system call then.
-    """
-    candidates: set[int] | None = None
-    for tid in calm_threads(memory.pid, _THREADS_LOOKED_AT):
-        look = CLook(pid=memory.pid, tid=tid, deadline_nanos=1_000_000_000)
-        if library().uh_look(ctypes.byref(look)):
-            continue
-        pointer = look.thread_pointer
-        data = memory.read_some(pointer, _TID_SEARCH_BYTES) if pointer else b""
-        if data[:8] != pointer.to_bytes(8, "little"):
-            return -1
-        words = struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4])
-        own = own_number(memory.pid, tid)
-        found = {4 * index for index, word in enumerate(words) if word == own}
-        candidates = found if candidates is None else candidates & found
-    for offset in _KNOWN_TID_OFFSETS:
-        if offset in (candidates or ()):
-            return offset
-    return min(candidates) if candidates else -1

@@ -18,10 +18,10 @@ from uftrace_agent.engine.writer import FrameRepair, StopOrder, write_stopped
 from uftrace_agent.errors import AlreadyHeldError, BusyTargetError, NoSuchProcessError
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.identity import ProcessId, start_time_ticks
+from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.remote_calls import RemoteCaller
-from uftrace_agent.process.system_calls import X86_64
 
 _DEADLINE_NS: Final = 10 * DEFAULT_STOP_DEADLINE_NS
 
@@ -97,7 +97,8 @@ def remove_handler(memory: ProcessMemory, found: FoundManifest, pauses: Pauses) 
         BusyTargetError: Some trap may still be on its way: ours stays.
     """
     caller = RemoteCaller(memory, filter_watch(memory.pid))
-    table = SignalTable(DataPlaces.at(found.address).traps, memory, caller, X86_64)
+    traps = DataPlaces.at(found.address).traps
+    table = SignalTable(traps, memory, caller, native_machine().calls)
     if table.is_installed:
         settle(memory, table.handler_code(), pauses)
         table.remove()

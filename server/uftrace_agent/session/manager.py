@@ -26,13 +26,8 @@ from uftrace_agent.errors import (
 )
 from uftrace_agent.process.identity import ProcessId, is_running, resolve
 from uftrace_agent.process.memory import ProcessMemory
-from uftrace_agent.session.attaching import (
-    Attachment,
-    adopt,
-    attach,
-    check_attachable,
-    has_shadow_stack,
-)
+from uftrace_agent.process.shadow_stack import has_shadow_stack
+from uftrace_agent.session.attaching import Attachment, adopt, attach, check_attachable
 from uftrace_agent.session.budget import NO_CHANGE, LimitChange, Limits
 from uftrace_agent.session.coordination import Coordination
 from uftrace_agent.session.function_names import function_ref
@@ -271,7 +266,8 @@ class SessionManager:
                 return len(found), [
                     FunctionPlan(function_ref(f), enabled=f.address in enabled) for f in chosen
                 ]
-            choice = WriterChoice(process.pid, program.modules, Writer.AUTO)
+            has_trap = native_architecture().has_trap_writer
+            choice = WriterChoice(process.pid, program.modules, Writer.AUTO, has_trap=has_trap)
             return len(found), [
                 _explained(planned, choice, enabled)
                 for planned in _plan(program, process.pid, chosen)

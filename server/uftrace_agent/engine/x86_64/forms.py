@@ -71,6 +71,7 @@ class X86Architecture:
     stub_bytes = stubs.STUB_BYTES
     # 2 GiB, less the size of the largest jump and a page of rounding.
     reach = (1 << 31) - 8192
+    has_trap_writer = True
 
     def __init__(self) -> None:
         self._targets = JumpTargetsCache()
