@@ -14,8 +14,10 @@ from uftrace_agent.engine.site import FunctionCode
 # gcc -pg puts the call behind at most this many instructions of prologue.
 _PROLOGUE: Final = 16
 _MCOUNT: Final = "mcount"
-# mov x0, x30; xpaclri; nop
-_HARMLESS: Final = frozenset({0xAA1E_03E0, 0xD503_20FF, 0xD503_201F})
+# xpaclri, nop
+_HARMLESS: Final = frozenset({0xD503_20FF, 0xD503_201F})
+_MOV: Final = (0x7FE0_FFE0, 0x2A00_03E0)  # mov w, w and mov x, x
+_FRAME_POINTER: Final = 29
 _MOV_FRAME: Final = 0x9100_03FD  # mov x29, sp; as all of `add x29, sp, #imm`
 _ADD_FRAME: Final = (0xFFC0_03FF, _MOV_FRAME)
 _SUB_STACK: Final = (0xFFC0_03FF, 0xD100_03FF)
@@ -129,6 +131,7 @@ def profiling_call(function: FunctionCode) -> ProfilingCall | None:
         elif not (
             word in _HARMLESS
             or instruction.is_bti()
+            or (instruction.is_a(_MOV) and word & 31 != _FRAME_POINTER)
             or any(instruction.is_a(store) for store in _STORES)
         ):
             return None
