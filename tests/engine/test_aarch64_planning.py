@@ -272,9 +272,11 @@ def test_a_compiler_made_these_prologues(tmp_path: Path) -> None:
         assert [each.form for each in made].count(Form.CALL) >= 2, options
 
 
-# The function that `at` is the first call of, with that call bound to mcount.
+# The function that `at` is a call of, which begins with its frame record, with that call
+# bound to mcount.
 def plan_linked(code: bytes, at: int) -> SitePlan:
-    start = max(k for k in range(0, at + 1, WORD) if k == 0 or code[k - WORD : k] == RET)
+    words = [int.from_bytes(code[k : k + WORD], "little") for k in range(0, at, WORD)]
+    start = WORD * max(k for k, word in enumerate(words) if word & 0xFFC0_7FFF == 0xA980_7BFD)
     body = bytearray(code[start:])
     body[at - start : at - start + WORD] = branch_link(SITE + at - start, MCOUNT)
     return plan(bytes(body))
