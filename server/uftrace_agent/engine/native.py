@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
+from uftrace_agent.engine.aarch64.bench_code import AArch64BenchCode
 from uftrace_agent.engine.aarch64.forms import AArch64Architecture
 from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.bench_code import BenchCode
@@ -24,6 +25,7 @@ _ARCHITECTURES: Final[Mapping[str, Callable[[], Architecture]]] = {
     "x86_64": X86Architecture,
 }
 _BENCH_CODES: Final[Mapping[str, Callable[[], BenchCode]]] = {
+    "aarch64": AArch64BenchCode,
     "x86_64": X86BenchCode,
 }
 
