@@ -180,6 +180,7 @@ def function_from_wire(message: tracepoint_pb2.Function) -> Function:
         address=message.address,
         size=message.size,
         aliases=tuple(message.aliases),
+        file_address=message.file_address,
     )
 
 

@@ -75,13 +75,14 @@ class AgentClient:
     """A connection to one agent. Errors are those of `uftrace_remote.errors`.
 
     Args:
-        endpoint: Where the agent listens.
+        endpoint: Where the agent listens; errors call it that.
         credentials: Certificate and token.
         timeout: Seconds after which an ordinary request fails; requests that
             plan or patch functions have six times as long.
         look_again: Says what certificate and token are by now. When they have
             changed, new requests go through a new connection; streams that are
             open go on with the old one.
+        address: Where it is found, where that is not by its endpoint's name.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class AgentClient:
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         look_again: Callable[[], Credentials] | None = None,
+        address: Endpoint | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self._address = address or endpoint
         self._timeout = timeout
         self._look_again = look_again
         self._looked = time.monotonic()
@@ -101,7 +104,7 @@ class AgentClient:
 
     def _use(self, credentials: Credentials) -> None:
         self._credentials = credentials
-        channel, bearer = open_channel(self.endpoint, credentials)
+        channel, bearer = open_channel(self._address, credentials)
         self._channels.append(channel)
         self._metadata = (*bearer, ("uftrace-owner", default_owner()))
         # The generated service stub has no types.
@@ -216,6 +219,7 @@ class AgentClient:
         *,
         explain: bool = False,
         limit: int = 0,
+        options: PatchOptions | None = None,
     ) -> AsyncIterator[FunctionInfo]:
         """The functions of a process, attached or not.
 
@@ -225,12 +229,17 @@ class AgentClient:
                 the main executable.
             explain: Also say how each would be patched, or why not.
             limit: Stop after so many; 0 is no limit.
+            options: With `explain`: their writer and forms are those of such a patch.
         """
+        options = options or PatchOptions()
         request = tracepoint_pb2.ListFunctionsRequest(
             process=_wire.process_ref_to_wire(process),
             patterns=list(patterns),
             explain=explain,
             limit=limit,
+            writer=tracepoint_pb2.PatchWriter.Name(options.writer),
+            entry_only=options.entry_only,
+            allow_multi=options.allow_multi,
         )
         call = self._stub.ListFunctions(request, timeout=self._heavy, metadata=self._metadata)
         match_count = 0
@@ -309,6 +318,9 @@ class AgentClient:
         patterns: Iterable[str],
         options: PatchOptions | None = None,
         hold_seconds: float = 0.0,
+        *,
+        last_lease: Lease | None = None,
+        keep: bool = False,
     ) -> Preparation:
         """Makes everything ready for a patch, and changes no code.
 
@@ -318,15 +330,21 @@ class AgentClient:
             options: How; the lease counts from the moment of the commit.
             hold_seconds: It is dropped if it is not committed within this time; 0 is the
                 agent's default.
+            last_lease: What is to hold it when everybody has changed; a policy that does
+                not allow that refuses the preparation.
+            keep: Likewise: nothing is, it is to stay.
 
         Raises:
             ConflictError: Somebody else is about to patch the process.
             NoSuchFunctionError: A pattern matched nothing.
+            PermissionDeniedError: A policy does not allow it.
         """
         request = coordination_pb2.PreparePatchRequest(
             request_id=_request_id(),
             patch=_patch_request(session_id, patterns, options or PatchOptions()),
             hold_nanos=int(hold_seconds * 1e9),
+            last_lease=_wire.lease_to_wire(last_lease),
+            keep=keep,
         )
         call = self._stub.PreparePatch(request, timeout=self._heavy, metadata=self._metadata)
         return _wire.preparation_from_wire(session_id, await self._answer(call))

@@ -150,7 +150,8 @@ class AgentInfo:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function of a process. `address` is the live one, `size` in bytes (0 unknown)."""
+    """A function of a process. `address` is the live one, `file_address` that in its file (0:
+    the agent is too old to say), `size` in bytes (0 unknown)."""
 
     name: str
     linkage_name: str = ""
@@ -158,6 +159,7 @@ class Function:
     address: int = 0
     size: int = 0
     aliases: tuple[str, ...] = ()
+    file_address: int = 0
 
     @property
     def qualified_name(self) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from uftrace_remote.errors import (
 )
 from uftrace_remote.fleet.coordinated_patch import PatchPlan
 from uftrace_remote.fleet.rollout import RolloutPolicy, Step
+from uftrace_remote.preparation import Preparation
 from uftrace_remote.values import Lease, PatchOptions
 
 
@@ -33,6 +35,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         started.quit()
 
 
+# In seconds: a busy machine may be late for a moment that is a tenth of one away.
+MOST_LATE = 30.0
 LEAVES = PatchPlan(("leaf", "chain_*"))
 
 
@@ -85,7 +89,7 @@ async def test_nothing_changes_before_the_commit_and_abort_leaves_nothing(hosts:
         # WHEN it is given up
         assert await client.abort_patch(prepared) == 0
         with pytest.raises(ConflictError, match="aborted already"):
-            await client.commit_patch(prepared, time.monotonic_ns() + 10**8)
+            await client.commit_patch(prepared, time.monotonic_ns() + 10**8, MOST_LATE)
         # THEN others may
         assert (await client.patch(session_id, ["leaf"])).enabled_count == 1
         await client.detach(session_id)
@@ -100,7 +104,7 @@ async def test_an_abort_undoes_a_commit_and_stops_one_that_waits(hosts: Hosts) -
         session_id = (await client.attach(member.process.reference)).session.session_id
         for delay_ns, disabled in ((10**7, 1), (30 * 10**9, 0)):
             prepared = await client.prepare_patch(session_id, ["leaf"])
-            await client.commit_patch(prepared, time.monotonic_ns() + delay_ns)
+            await client.commit_patch(prepared, time.monotonic_ns() + delay_ns, MOST_LATE)
             if disabled:
                 assert (await client.await_patch(prepared)).is_written
                 assert not prepared_only(hosts)
@@ -127,7 +131,7 @@ async def test_moments_that_cannot_be_are_refused(hosts: Hosts) -> None:
         # WHEN nobody comes in time
         await client.abort_patch(prepared)
         short = await client.prepare_patch(session_id, ["leaf"], hold_seconds=0.2)
-        wait = asyncio.get_running_loop().time() + 10
+        wait = asyncio.get_running_loop().time() + 60
         while True:
             try:
                 assert (await client.patch(session_id, ["leaf"])).enabled_count == 1
@@ -157,7 +161,7 @@ async def test_one_refusal_is_enough_for_nothing_to_happen(hosts: Hosts) -> None
         for place in (0, 1):
             assert not await members[place].agent.client.sessions()
         # Theirs is as it was.
-        await client.commit_patch(theirs, time.monotonic_ns() + 10**8)
+        await client.commit_patch(theirs, time.monotonic_ns() + 10**8, MOST_LATE)
         assert (await client.await_patch(theirs)).patch.enabled_count == 1
         await client.detach(session_id)
     assert_untouched(hosts)
@@ -247,7 +251,7 @@ async def test_a_client_that_dies_leaves_nothing_enabled_for_longer_than_its_lea
             lease = Lease("probation", 500_000_000)
             options = PatchOptions(lease=lease)
             prepared = await client.prepare_patch(session_id, ["leaf"], options)
-            await client.commit_patch(prepared, time.monotonic_ns() + 10**8)
+            await client.commit_patch(prepared, time.monotonic_ns() + 10**8, MOST_LATE)
             assert (await client.await_patch(prepared)).is_written
     # WHEN nobody is there any more
     wait_until(lambda: prepared_only(hosts))
@@ -276,4 +280,75 @@ async def dies_armed(hosts: Hosts) -> None:
         with pytest.raises(UftraceError):
             await waiting
     assert_text_unchanged(hosts[0].target.pid)
+    hosts.check()
+
+
+class GaveUp(Exception):
+    """Somebody has had enough."""
+
+
+def giving_up_at(words: str, times: int = 1) -> Callable[[str], None]:
+    """A progress that ends the patch when it has been told that so often."""
+    left = times
+
+    def progress(said: str) -> None:
+        nonlocal left
+        left -= said.startswith(words)
+        if not left:
+            raise GaveUp
+
+    return progress
+
+
+async def test_what_hangs_on_the_same_lease_is_not_ended_by_a_rollback(hosts: Hosts) -> None:
+    async with hosts.fleet() as fleet:
+        members = await hosts.members(fleet)
+        options = PatchOptions(lease=Lease("night-watch", 600 * 10**9))
+        assert (await fleet.patch(members, PatchPlan(("leaf",), options))).is_enabled
+        # WHEN more is to hang on it, and everything is rolled back after the commit
+        for again in (await hosts.members(fleet), await hosts.members(fleet)):
+            with pytest.raises(GaveUp):
+                await fleet.patch(again, PatchPlan(("chain_*",), options), giving_up_at("confirm"))
+        # THEN what was there stays, for as long as before
+        for member in members:
+            (session,) = await member.agent.client.sessions()
+            assert session.tracepoint_count == 1
+            (lease,) = session.leases
+            assert lease.remaining_ns > 400e9
+            await member.agent.client.detach(session.session_id)
+    assert_untouched(hosts)
+    hosts.check()
+
+
+async def test_a_rollback_finds_its_own_behind_what_others_have_prepared(hosts: Hosts) -> None:
+    async with hosts.fleet() as fleet:
+        members = await hosts.members(fleet)
+        first = min(members, key=lambda member: member.key)
+        client = first.agent.client
+        theirs: list[asyncio.Task[Preparation]] = []
+
+        async def prepare() -> Preparation:
+            while True:
+                (session,) = await client.sessions()
+                with suppress(ConflictError):
+                    return await client.prepare_patch(session.session_id, ["chain_a"])
+
+        give_up = giving_up_at("committing", 2)
+
+        def progress(said: str) -> None:
+            if said.startswith("watching"):
+                # The canary is changed: others may plan for its process again.
+                theirs.append(asyncio.create_task(prepare()))
+            give_up(said)
+
+        plan = PatchPlan(("leaf",), policy=RolloutPolicy(canary=1, watch_seconds=2.0))
+        with pytest.raises(GaveUp):
+            await fleet.patch(members, plan, progress)
+        # THEN it is not left to its lease, which would be 30 s
+        assert prepared_only(hosts)
+        prepared = await theirs[0]
+        await client.commit_patch(prepared, time.monotonic_ns() + 10**8, MOST_LATE)
+        assert (await client.await_patch(prepared)).patch.enabled_count == 1
+        await client.detach(first.session_id or prepared.session_id)
+    assert_untouched(hosts)
     hosts.check()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from uftrace_agent.engine.model import Form, Refusal, Status, Writer
+from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.engine.probe_cost import ProbeCost
 from uftrace_agent.errors import NoSuchPreparationError, NoSuchSessionError
 from uftrace_agent.session.budget import NO_CHANGE, LimitChange, Limits
@@ -32,7 +33,7 @@ from uftrace_agent.session.types import (
 
 _T = TypeVar("_T")
 
-WORK = FunctionRef("work", "_Z4workv", "app", 0x401000, 64, ("toil",))
+WORK = FunctionRef("work", "_Z4workv", "app", 0x401000, 64, ("toil",), 0x1000)
 
 
 def session_info(session_id: str, process: ProcessId, owner: str) -> SessionInfo:
@@ -139,9 +140,9 @@ class ScriptedSessions:
         return answer(PatchOutcome([PatchResult(WORK, 1, Status.DISABLED)]))
 
     async def list_functions(
-        self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int
+        self, process: ProcessId, patterns: Sequence[str], plan: PlanOptions | None, limit: int
     ) -> tuple[int, Sequence[FunctionPlan]]:
-        await self._called("list_functions", process, tuple(patterns), explain, limit)
+        await self._called("list_functions", process, tuple(patterns), plan, limit)
         return len(self.plans), self.plans
 
     def sessions(self) -> list[SessionInfo]:

@@ -16,6 +16,7 @@ from tests.support.sessions import WORK, ScriptedSessions
 from uftrace_agent import errors as agent_errors
 from uftrace_agent.config import ListenAddress
 from uftrace_agent.engine.model import Form, Refusal, Writer
+from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.session import types as agent_types
 from uftrace_remote import errors
 from uftrace_remote.agent import AgentClient
@@ -106,7 +107,14 @@ async def test_functions(agent, sessions):
     assert (first.form, first.writer, first.enabled) == (PatchForm.PUN, PatchWriter.BYTE, True)
     assert (second.refusal, second.detail) == (RefusalReason.TOO_SHORT, "1 byte")
     assert first.match_count == 2
-    assert sessions.calls[-1][2:] == (("w*",), True, 9)
+    assert sessions.calls[-1][2:] == (("w*",), PlanOptions(), 9)
+    assert first.function.file_address == 0x1000
+    # WHEN it is asked how a certain patch would be
+    asked = PatchOptions(PatchWriter.STOP, entry_only=True, allow_multi=True)
+    assert [each async for each in agent.functions(OWN, explain=True, options=asked)]
+    assert sessions.calls[-1][3] == PlanOptions(Writer.STOP, True, True)
+    assert [each async for each in agent.functions(OWN)]
+    assert sessions.calls[-1][3] is None
 
 
 async def test_a_session_from_attach_to_detach(agent, sessions):

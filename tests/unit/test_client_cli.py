@@ -21,6 +21,7 @@ from tests.support.sessions import WORK, ScriptedSessions, session_info
 from tests.unit.trace_support import Tape, TreeMaker, make_trace
 from uftrace_agent import errors as agent_errors
 from uftrace_agent.engine.model import Form, Refusal, SiteKind, Status, Writer
+from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.session import types as agent_types
 from uftrace_remote import errors
 from uftrace_remote.cli import _refusals
@@ -329,6 +330,9 @@ async def test_a_dry_run_does_not_attach(run, sessions):
     assert result.exit_code == 0
     assert result.stdout == "would patch 1 function, 1 refused\n"
     assert sessions.names() == ["list_functions"]
+    # It is planned as the patch would be.
+    await run("patch", PID, "*", "--dry-run", "--writer", "stop", "--multi")
+    assert sessions.calls[-1][3] == PlanOptions(Writer.STOP, allow_multi=True)
 
 
 async def test_an_error_of_the_agent(run, sessions):

@@ -33,6 +33,15 @@ async def test_outcomes_are_in_the_order_of_the_hosts():
     assert arrived[-1] == 0
 
 
+async def test_who_does_not_answer_is_called_what_the_caller_calls_it():
+    async def ask(host: int) -> None:
+        await asyncio.Event().wait()
+
+    (outcome,) = await fan_out([7], ask, deadline=0.01, name=lambda host: f"web{host}:50051")
+    assert outcome.host == 7 and isinstance(outcome.error, ConnectionFailedError)
+    assert outcome.error.message == "the agent at web7:50051 did not answer in 0.01 s"
+
+
 async def test_no_more_than_allowed_are_asked_at_once():
     now = most = 0
 

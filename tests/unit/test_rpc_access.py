@@ -239,6 +239,13 @@ async def test_maxima_hold_for_all_but_admins(tmp_path, sessions):
             ):
                 assert (await reason_of(caller.Patch(request)))[1] == "POLICY_DENIED"
             assert (await reason_of(caller.ReleaseLease(keep)))[2]["rule"] == "defaults"
+            # What is to come of a preparation is asked before anything is prepared.
+            for last in ({"keep": True}, {"last_lease": long}):
+                asked = coordination_pb2.PreparePatchRequest(
+                    request_id=new_id(), patch=patch(lease=short), **last
+                )
+                code, reason, facts = await reason_of(caller.PreparePatch(asked))
+                assert (code, reason, facts["rule"]) == (DENIED, "POLICY_DENIED", "defaults")
             await caller.Patch(patch(lease=short))
             await caller.Patch(patch(dry_run=True))
             raising = session_pb2.SetLimitsRequest(

@@ -20,7 +20,7 @@ async def plan_patch(
     """
     if process.session_id:
         return await agent.patch(process.session_id, patterns, options)
-    listing = agent.functions(process.reference, patterns, explain=True)
+    listing = agent.functions(process.reference, patterns, explain=True, options=options)
     results = tuple([_planned(each) async for each in listing])
     if not results:
         raise NoSuchFunctionError(

@@ -12,6 +12,7 @@ request takes to get there, as long as all have got it by then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
@@ -30,15 +31,18 @@ from uftrace_remote.errors import (
     UftraceError,
 )
 from uftrace_remote.fleet.fan_out import Outcome, fan_out
-from uftrace_remote.fleet.member import Member
+from uftrace_remote.fleet.member import Agent, Member
 from uftrace_remote.fleet.rollout import Rollout, RolloutPolicy, Step, uneven_refusals
+from uftrace_remote.preparation import Preparation
 from uftrace_remote.values import FunctionResult, Lease, PatchOptions
 
 # From the last commit request on its way to the moment itself. Busy hosts answer late:
-# the moment waits for them, and for each member as long as it takes us to tell it.
+# the moment waits for them, for each member as long as it takes us to tell it, and once
+# more for as long as the slowest took to attach.
 _MARGIN_SECONDS: Final = 0.1
 _LEAD_SECONDS: Final = 1.0
 _LEAD_PER_MEMBER: Final = 0.003
+_MOST_LEAD_FOR_SLOW: Final = 5.0
 _MOST_LATE_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 5.0
 _TRIES: Final = 3
@@ -180,10 +184,12 @@ class _Change:
         self._rollout = Rollout(plan.policy, len(members))
         self._left_over: dict[int, str] = {}
         self._pace = _LEAD_PER_MEMBER
+        self._slowest_seconds = 0.0
         wanted = plan.options.lease
         name = wanted.name if wanted else f"fleet-{secrets.token_hex(4)}"
         self._probation = Lease(name, int(plan.probation_seconds * 1e9))
-        self._options = replace(plan.options, lease=self._probation)
+        # How long a lease of that name, which holds something else, would have lasted.
+        self._before_ns: dict[tuple[str, int], int] = {}
         # The last wave waits for all others.
         waves = len(plan.policy.waves(len(members)))
         later = (waves - 1) * (plan.policy.watch_seconds + 5)
@@ -223,6 +229,14 @@ class _Change:
         attached = await member.agent.client.attach(member.process.reference)
         member.session_id = attached.session.session_id
         member.created = attached.created
+        for held in attached.session.leases:
+            if held.name == self._probation.name:
+                self._before_ns[member.key] = held.remaining_ns
+
+    # What hangs on a lease of that name already must not end sooner for our sake.
+    def _lease(self, member: Member) -> Lease:
+        before_ns = self._before_ns.get(member.key, 0)
+        return replace(self._probation, duration_ns=max(self._probation.duration_ns, before_ns))
 
     # The first alone: of two clients that want the same processes one is through with
     # it before the other, who has nothing prepared then that the first would meet.
@@ -249,8 +263,15 @@ class _Change:
         return self._rollout.goes_on
 
     async def _prepare_one(self, member: Member) -> None:
+        options = replace(self._plan.options, lease=self._lease(member))
+        wanted = self._plan.options.lease
         preparation = await member.agent.client.prepare_patch(
-            member.session_id, self._plan.patterns, self._options, self._hold_seconds
+            member.session_id,
+            self._plan.patterns,
+            options,
+            self._hold_seconds,
+            last_lease=wanted,
+            keep=wanted is None,
         )
         member.preparation = preparation
         if not preparation.ready or not _names(preparation.plan.results, _can_be_enabled):
@@ -263,6 +284,7 @@ class _Change:
         self._progress(f"committing on {len(places):,}")
         members = [self._members[place] for place in places]
         lead = _LEAD_SECONDS + self._pace * len(places) + 2 * _slowest_trip(members)
+        lead += min(self._slowest_seconds, _MOST_LEAD_FOR_SLOW)
         at_ns = time.monotonic_ns() + int((lead + _MARGIN_SECONDS) * 1e9)
 
         async def arm(member: Member) -> None:
@@ -311,7 +333,8 @@ class _Change:
                 return True
 
     async def _look(self, member: Member) -> None:
-        session = await member.agent.client.renew_lease(member.session_id, self._probation)
+        lease = self._lease(member)
+        session = await member.agent.client.renew_lease(member.session_id, lease)
         if session.throttled:
             first = session.throttled[0]
             raise ConflictError(
@@ -338,17 +361,45 @@ class _Change:
         left = [p for p in places if self._members[p].session_id and p not in self._left_over]
         if not left:
             return
-        self._progress(f"rolling back on {len(left):,}")
+        # What goes wrong with telling it must not keep us from it.
+        with contextlib.suppress(Exception):
+            self._progress(f"rolling back on {len(left):,}")
         outcomes = await fan_out(
             left,
-            lambda place: _set_back(self._members[place]),
+            lambda place: self._set_back(self._members[place]),
             deadline=self._plan.request_seconds / 4,
+            name=self._agent_at,
         )
         for outcome in outcomes:
             if outcome.error is not None:
                 self._left_over[outcome.host] = outcome.error.message
             else:
                 self._members[outcome.host].session_id = ""
+
+    async def _set_back(self, member: Member) -> None:
+        client = member.agent.client
+        for attempt in range(_TRIES):
+            try:
+                if member.preparation is not None:
+                    await self._abort(member, member.preparation)
+                if member.created:
+                    # Others may have joined the session meanwhile.
+                    await client.detach(member.session_id, if_unused=True)
+                return
+            except (NotFoundError, TargetGoneError):
+                return  # nothing of it is left
+            except BusyTargetError:
+                if attempt + 1 == _TRIES:
+                    raise
+
+    async def _abort(self, member: Member, preparation: Preparation) -> None:
+        try:
+            await member.agent.client.abort_patch(preparation)
+        except NotFoundError:
+            # Somebody else's preparation, after our commit, has taken the place of ours.
+            if member.key not in self._before_ns:
+                with contextlib.suppress(NotFoundError):
+                    await member.agent.client.release_lease(member.session_id, self._probation.name)
 
     # -- many at once ------------------------------------------------------
 
@@ -375,12 +426,21 @@ class _Change:
                 self._rollout.failed(outcome.host, outcome.error)
             elif step is not None:
                 self._rollout.passed(outcome.host, step)
+            if step is Step.ATTACHED:
+                self._slowest_seconds = max(self._slowest_seconds, outcome.seconds)
 
         await fan_out(
-            places, lambda place: ask(self._members[place]), deadline=deadline, on_outcome=note
+            places,
+            lambda place: ask(self._members[place]),
+            deadline=deadline,
+            name=self._agent_at,
+            on_outcome=note,
         )
         await self._leave_out()
         return self._rollout.goes_on
+
+    def _agent_at(self, place: int) -> Agent:
+        return self._members[place].agent
 
     def _result(self, is_done: bool) -> FleetPatch:
         outcomes = []
@@ -398,23 +458,6 @@ class _Change:
                 )
             )
         return FleetPatch(tuple(outcomes), is_done, self._plan.options.lease)
-
-
-async def _set_back(member: Member) -> None:
-    client = member.agent.client
-    for attempt in range(_TRIES):
-        try:
-            if member.preparation is not None:
-                await client.abort_patch(member.preparation)
-            if member.created:
-                # Others may have joined the session meanwhile.
-                await client.detach(member.session_id, if_unused=True)
-            return
-        except (NotFoundError, TargetGoneError):
-            return  # nothing of it is left
-        except BusyTargetError:
-            if attempt + 1 == _TRIES:
-                raise
 
 
 def _planned(member: Member) -> Sequence[FunctionResult]:

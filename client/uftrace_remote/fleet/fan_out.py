@@ -42,6 +42,7 @@ async def fan_out(
     *,
     deadline: float,
     most_at_once: int = MOST_AT_ONCE,
+    name: Callable[[_Host], object] = str,
     on_outcome: Callable[[Outcome[_Host, _Value]], None] | None = None,
 ) -> tuple[Outcome[_Host, _Value], ...]:
     """Asks every host, and waits for all answers.
@@ -55,6 +56,7 @@ async def fan_out(
             outcome; anything else ends the whole.
         deadline: Seconds that each has, from its own turn on.
         most_at_once: How many are asked at the same time.
+        name: What errors call a host.
         on_outcome: Told about each outcome as it comes.
 
     Returns:
@@ -65,7 +67,7 @@ async def fan_out(
 
     async def work() -> None:
         for place, host in turns:
-            outcome = await _ask_one(host, ask, deadline)
+            outcome = await _ask_one(host, ask, deadline, name)
             outcomes[place] = outcome
             if on_outcome is not None:
                 on_outcome(outcome)
@@ -107,7 +109,10 @@ def failure_of(outcomes: Sequence[Outcome[_Host, _Value]]) -> UftraceError | Non
 
 
 async def _ask_one(
-    host: _Host, ask: Callable[[_Host], Awaitable[_Value]], deadline: float
+    host: _Host,
+    ask: Callable[[_Host], Awaitable[_Value]],
+    deadline: float,
+    name: Callable[[_Host], object],
 ) -> Outcome[_Host, _Value]:
     start = time.monotonic()
     value: _Value | None = None
@@ -123,7 +128,7 @@ async def _ask_one(
         if not limit.expired():
             raise
         failed = ConnectionFailedError(
-            f"the agent at {host} did not answer in {deadline:g} s",
+            f"the agent at {name(host)} did not answer in {deadline:.3g} s",
             reason="DEADLINE_EXCEEDED",
             hint="is the agent frozen, or a firewall in between? --timeout waits longer",
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
@@ -76,7 +77,7 @@ class Access:
 
         @contextlib.asynccontextmanager
         async def guard(context: Context, message: Any) -> AsyncIterator[None]:
-            request = _wrapped(message)
+            request, last = _wrapped(message)
             identity = self._authenticate(context)
             caller = Caller(identity)
             try:
@@ -85,7 +86,8 @@ class Access:
                 facts = self._facts(request, change=needed > Role.VIEW)
                 caller = Caller(identity, facts)
                 if facts is not None and self._policy is not None:
-                    self._apply_policy(identity, facts, request, change=needed > Role.VIEW)
+                    change = needed > Role.VIEW
+                    self._apply_policy(identity, facts, request, last, change=change)
             except AgentError as error:
                 if needed > Role.VIEW:
                     line = self._trail.line(context, message, _target(request), caller)
@@ -131,10 +133,12 @@ class Access:
         return facts
 
     def _apply_policy(
-        self, identity: Identity, facts: ProcessFacts, request: Any, *, change: bool
+        self, identity: Identity, facts: ProcessFacts, request: Any, last: Any, *, change: bool
     ) -> None:
         assert self._policy is not None
         asked = _asked(request, change=change)
+        if last is not None:
+            asked = _in_the_end(asked, last)
         maxima = self._policy().check(identity, facts, asked)
         # Elsewhere, what is not said is "as it was".
         if "process" in request.DESCRIPTOR.fields_by_name and change:
@@ -150,11 +154,12 @@ def _too_low(identity: Identity, needed: Role, call: str) -> ForbiddenError:
     )
 
 
-# What a preparation prepares has the fields that count.
-def _wrapped(request: Any) -> Any:
+# What a preparation prepares has the fields that count; it says itself what is to become
+# of it.
+def _wrapped(request: Any) -> tuple[Any, coordination_pb2.PreparePatchRequest | None]:
     if isinstance(request, coordination_pb2.PreparePatchRequest):
-        return request.patch
-    return request
+        return request.patch, request
+    return request, None
 
 
 def _target(request: Any) -> str:
@@ -191,6 +196,14 @@ def _asked(request: Any, *, change: bool) -> Asked:
         lease_ns=request.lease.duration_nanos if leased else None,
         lasting=(enables and not leased and not dry_run) or bool(getattr(request, "keep", False)),
     )
+
+
+# The lease of a preparation lasts until everybody has changed.
+def _in_the_end(asked: Asked, last: coordination_pb2.PreparePatchRequest) -> Asked:
+    lease_ns = asked.lease_ns
+    if last.HasField("last_lease"):
+        lease_ns = max(lease_ns or 0, last.last_lease.duration_nanos)
+    return replace(asked, lease_ns=lease_ns, lasting=asked.lasting or last.keep)
 
 
 # Whoever says nothing gets what is allowed, and is not refused for the agent's default.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from uftrace.agent.v1 import coordination_pb2, event_pb2, process_pb2, session_pb2, tracepoint_pb2
 from uftrace_agent.engine.model import Status, Writer
+from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.errors import InvalidRequestError
 from uftrace_agent.process.listing import ProcessDescription
 from uftrace_agent.session.budget import LimitChange, Limits
@@ -95,6 +96,17 @@ def limit_change(message: session_pb2.Limits) -> LimitChange:
         return value or math.inf
 
     return LimitChange(limit("cpu_share"), limit("calls_per_second"))
+
+
+def plan_options(message: tracepoint_pb2.ListFunctionsRequest) -> PlanOptions | None:
+    """Read how functions are to be planned; None: not at all.
+
+    Raises:
+        InvalidRequestError: The writer is unknown.
+    """
+    if not message.explain:
+        return None
+    return PlanOptions(writer(message.writer), message.entry_only, message.allow_multi)
 
 
 def patch_order(message: tracepoint_pb2.PatchRequest, owner: str) -> PatchOrder:
@@ -271,6 +283,7 @@ def function(ref: FunctionRef) -> tracepoint_pb2.Function:
         address=ref.address,
         size=ref.size,
         aliases=ref.aliases,
+        file_address=ref.file_address,
     )
 
 

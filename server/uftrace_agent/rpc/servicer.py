@@ -81,7 +81,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     ) -> AsyncIterator[tracepoint_pb2.ListFunctionsResponse]:
         process = resolve(convert.process_id(request.process))
         match_count, plans = await self._sessions.list_functions(
-            process, tuple(request.patterns), request.explain, request.limit
+            process, tuple(request.patterns), convert.plan_options(request), request.limit
         )
         yield tracepoint_pb2.ListFunctionsResponse(
             match_count=match_count,

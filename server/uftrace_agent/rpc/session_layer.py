@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from uftrace_agent.engine.model import Writer
+from uftrace_agent.engine.planner import PlanOptions
 from uftrace_agent.engine.probe_cost import ProbeCost
 from uftrace_agent.session.budget import NO_CHANGE, LimitChange, Limits
 from uftrace_agent.session.coordination import Coordination
@@ -96,9 +97,10 @@ class SessionLayer(Protocol):
         ...
 
     async def list_functions(
-        self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int
+        self, process: ProcessId, patterns: Sequence[str], plan: PlanOptions | None, limit: int
     ) -> tuple[int, Sequence[FunctionPlan]]:
-        """Return how many functions match, and those within the limit (0: all)."""
+        """Return how many functions match, and those within the limit (0: all); with options,
+        also how each would be patched."""
         ...
 
     def sessions(self) -> list[SessionInfo]:

@@ -7,7 +7,7 @@ from uftrace_agent.session.types import FunctionRef
 
 
 def function_ref(function: ProgramFunction) -> FunctionRef:
-    """Names and live address of a function."""
+    """Names and addresses of a function."""
     symbol = function.symbol
     return FunctionRef(
         name=symbol.name,
@@ -16,4 +16,5 @@ def function_ref(function: ProgramFunction) -> FunctionRef:
         address=function.address,
         size=symbol.size,
         aliases=symbol.aliases,
+        file_address=symbol.address,
     )

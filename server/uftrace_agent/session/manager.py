@@ -235,9 +235,10 @@ class SessionManager:
         return await self._get(session_id).release_lease(name, keep)
 
     async def list_functions(
-        self, process: ProcessId, patterns: Sequence[str], explain: bool, limit: int
+        self, process: ProcessId, patterns: Sequence[str], plan: PlanOptions | None, limit: int
     ) -> tuple[int, Sequence[FunctionPlan]]:
-        """How many functions match, and those within the limit (0: all).
+        """How many functions match, and those within the limit (0: all); with options, also
+        how each would be patched.
 
         Nothing of the process is touched, attached or not.
         """
@@ -245,14 +246,14 @@ class SessionManager:
         session = self._find(named)
         enabled = session.enabled_addresses() if session else set()
         return await asyncio.to_thread(
-            self._list_functions, named, patterns or ["*"], explain, limit, enabled
+            self._list_functions, named, patterns or ["*"], plan, limit, enabled
         )
 
     def _list_functions(
         self,
         process: ProcessId,
         patterns: Sequence[str],
-        explain: bool,
+        plan: PlanOptions | None,
         limit: int,
         enabled: set[int],
     ) -> tuple[int, Sequence[FunctionPlan]]:
@@ -262,15 +263,15 @@ class SessionManager:
             program.refresh()
             found = program.select(patterns)
             chosen = found[:limit] if limit else found
-            if not explain:
+            if plan is None:
                 return len(found), [
                     FunctionPlan(function_ref(f), enabled=f.address in enabled) for f in chosen
                 ]
             has_trap = native_architecture().has_trap_writer
-            choice = WriterChoice(process.pid, program.modules, Writer.AUTO, has_trap=has_trap)
+            choice = WriterChoice(process.pid, program.modules, plan.writer, has_trap=has_trap)
             return len(found), [
                 _explained(planned, choice, enabled)
-                for planned in _plan(program, process.pid, chosen)
+                for planned in _plan(program, process.pid, chosen, plan)
             ]
 
     def sessions(self) -> list[SessionInfo]:
@@ -341,7 +342,9 @@ class SessionManager:
         return session
 
 
-def _plan(program: Program, pid: int, functions: Sequence[ProgramFunction]) -> list[Planned]:
+def _plan(
+    program: Program, pid: int, functions: Sequence[ProgramFunction], options: PlanOptions
+) -> list[Planned]:
     architecture = native_architecture()
     layout = scratch_layout(pid, architecture)
     unwinders = find_unwinders(program.modules)
@@ -350,11 +353,19 @@ def _plan(program: Program, pid: int, functions: Sequence[ProgramFunction]) -> l
     planner = Planner(
         architecture, layout, traits, reserved, program.memory, other_tracer(program.modules)
     )
-    return planner.plan(functions, 1, PlanOptions())
+    return planner.plan(functions, 1, options)
 
 
 def _explained(planned: Planned, choice: WriterChoice, enabled: set[int]) -> FunctionPlan:
-    plan = planned.plan
+    plan, unsuitable = planned.plan, choice.refusal(planned.function)
+    if plan is not None and unsuitable is not None:
+        return FunctionPlan(
+            function=function_ref(planned.function),
+            refusal=unsuitable.refusal,
+            detail=unsuitable.detail,
+            enabled=planned.function.address in enabled,
+            kind=plan.kind,
+        )
     return FunctionPlan(
         function=function_ref(planned.function),
         form=plan.form if plan else None,

@@ -20,7 +20,8 @@ class RecordingOptions:
 
 @dataclass(frozen=True, slots=True)
 class FunctionRef:
-    """A function of the process. `address` is the live one, `size` in bytes (0 unknown)."""
+    """A function of the process. `address` is the live one, `file_address` that in its file,
+    `size` in bytes (0 unknown)."""
 
     name: str
     linkage_name: str
@@ -28,6 +29,7 @@ class FunctionRef:
     address: int
     size: int
     aliases: tuple[str, ...] = ()
+    file_address: int = 0
 
 
 @dataclass(frozen=True, slots=True)
