@@ -98,7 +98,7 @@ def test_one_table_for_all_that_may_be_wrong(fleet: FleetOfAgents) -> None:
             f"[groups.foreign]\nhosts = ['{fleet.agents[2].address}']\n"
             f"state_dir = '{fleet.agents[0].state_dir}'\n"
         )
-        done = fleet.remote("--timeout", "3", "hosts", "@dead,@wrong,@foreign,@a1,@a4,web99")
+        done = fleet.remote("--timeout", "8", "hosts", "@dead,@wrong,@foreign,@a1,@a4,web99")
     assert done.code == 14, done.err
     state = {line.split()[0]: line for line in done.out.splitlines()}
     assert state[dead].endswith("no agent listens there")
@@ -186,6 +186,48 @@ def test_agents_behind_one_name_and_behind_a_command(fleet: FleetOfAgents) -> No
             done = fleet.remote("hosts", f"@{group}")
             assert done.code == 0, done.err
             assert done.out.splitlines()[1].startswith(f"{first.address} ")
+
+
+def test_a_host_that_is_listed_is_found_without_its_group(fleet: FleetOfAgents) -> None:
+    first = fleet.agents[0]
+    named, state = f"one:{fleet.port}", f"state_dir = '{first.state_dir}'\n"
+    hosts = fleet.directory / "lab.hosts"
+    hosts.write_text(f"Host {named}\n    HostName 127.0.0.11\n")
+    # GIVEN a hosts file that says where it is, THEN each command takes its name
+    fleet.inventory.write_text(f"[groups.lab]\nhosts_file = 'lab.hosts'\n{state}")
+    for arguments in (
+        ("hosts", named),
+        ("ps", named),
+        ("-H", named, "ps"),
+        ("status", named),
+        ("functions", f"{named}:{first.pid}", "main"),
+    ):
+        done = fleet.remote(*arguments)
+        assert done.code == 0, (arguments, done)
+    # Of a host that is not listed nothing is known.
+    assert fleet.remote("ps", first.address).code == 4
+    fleet.inventory.write_text(f"[groups.lab]\nhosts = ['{first.address}']\n{state}")
+    assert fleet.remote("ps", first.address).code == 0
+    # An inventory that cannot be read is no concern of a command that names no group.
+    fleet.inventory.write_text("[groups")
+    assert fleet.remote("--state-dir", str(first.state_dir), "ps", first.address).code == 0
+
+
+def test_the_same_error_of_many_is_one_line_whatever_their_addresses(fleet: FleetOfAgents) -> None:
+    first = fleet.agents[0]
+    (fleet.directory / "lab.hosts").write_text(
+        "Host lab1\n    HostName 127.0.0.71\nHost lab2\n    HostName 127.0.0.72\n"
+    )
+    with unused_port("127.0.0.71") as dead:
+        port = dead.rpartition(":")[2]
+        fleet.inventory.write_text(
+            f"[groups.lab]\nhosts_file = 'lab.hosts'\nport = {port}\n"
+            f"state_dir = '{first.state_dir}'\n"
+        )
+        done = fleet.remote("patch", "@lab:nginx", "ngx_*")
+    assert done.code == 3, done
+    rows = [line for line in done.out.splitlines() if "failed" in line]
+    assert len(rows) == 1 and rows[0].endswith(f"lab[1-2]:{port}  failed: no agent listens there")
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,8 @@ def _on_every(
         async with _fleet.open_fleet(settings, where) as fleet:
             found = await fleet.ask(find)
             places = [place for each in found.values for place in each]
-            return await fan_out(places, ask, deadline=_SECONDS), found.failures
+            outcomes = await fan_out(places, ask, deadline=_SECONDS, name=lambda place: place.agent)
+            return outcomes, found.failures
 
     with spinner(what):
         outcomes, unreached = run(work)

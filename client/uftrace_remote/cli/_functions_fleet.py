@@ -7,6 +7,7 @@ from dataclasses import replace
 import click
 
 from uftrace_remote.cli import _fleet, _output
+from uftrace_remote.cli._plan_fleet import without_addresses
 from uftrace_remote.cli._progress import spinner
 from uftrace_remote.cli._settings import Settings, run
 from uftrace_remote.errors import NoSuchFunctionError
@@ -62,7 +63,10 @@ def list_fleet_functions(
     async def work() -> tuple[_Outcomes, _fleet.Failures]:
         async with _fleet.open_fleet(settings, where) as fleet:
             found = await fleet.members(where.process)
-            return await fan_out(found.values, ask, deadline=_SECONDS), found.failures
+            outcomes = await fan_out(
+                found.values, ask, deadline=_SECONDS, name=lambda member: member.agent
+            )
+            return outcomes, found.failures
 
     with spinner("reading symbols"):
         outcomes, unreached = run(work)
@@ -88,10 +92,17 @@ def list_fleet_functions(
     _fleet.raise_failures([error for _, error in failures], count, "processes")
 
 
-# Where the program lies, and who has patched what, is no difference of programs.
+# Where the program lies, what is mapped around it, and who has patched what, is no
+# difference of programs.
 def _key(found: Sequence[FunctionInfo]) -> Hashable:
     return tuple(
-        replace(each, function=replace(each.function, address=0), enabled=False) for each in found
+        replace(
+            each,
+            function=replace(each.function, address=0),
+            enabled=False,
+            detail=without_addresses(each.detail) if each.refusal or each.exit_refusal else "",
+        )
+        for each in found
     )
 
 

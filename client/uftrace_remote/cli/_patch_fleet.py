@@ -16,6 +16,7 @@ from uftrace_remote.enums import PatchStatus
 from uftrace_remote.errors import SomeHostsFailedError
 from uftrace_remote.fleet.address import FleetTarget
 from uftrace_remote.fleet.coordinated_patch import FleetPatch, MemberOutcome, PatchPlan
+from uftrace_remote.fleet.grouping import host_label
 from uftrace_remote.fleet.rollout import Step
 from uftrace_remote.values import FunctionResult
 
@@ -62,8 +63,8 @@ class _Row:
     name: str
     enabled: str
     refused: str
-    pause: str
     state: str
+    pause_ns: int = -1
 
 
 def print_patch(done: FleetPatch, waves: int, color: bool | None, *, verbose: bool = False) -> None:
@@ -71,24 +72,26 @@ def print_patch(done: FleetPatch, waves: int, color: bool | None, *, verbose: bo
     rows = [_row(done, each) for each in done.members]
     for where, error in done.unreached:
         state = f"failed: {_fleet.brief(error, where)}"
-        rows.append(_Row(where, str(where), "-", "-", "-", state))
+        rows.append(_Row(where, host_label(where), "-", "-", state))
     groups: dict[Hashable, list[_Row]] = {}
     for row in rows:
-        key = (row.enabled, row.refused, row.pause, row.state, row.name if verbose else "")
+        # No two pauses are equal: of those that fared alike the longest one is told.
+        key = (row.enabled, row.refused, row.state, row.name if verbose else "")
         groups.setdefault(key, []).append(row)
     _output.print_table(
         [
             ("PROCESSES", "right"),
             ("ENABLED", "right"),
             ("REFUSED", "right"),
-            ("PAUSE", "right"),
+            ("PAUSE" if verbose else "LONGEST PAUSE", "right"),
             ("ON", "left"),
             ("STATE", "left"),
         ],
         (
             (
                 f"{len(those):,}",
-                *(those[0].enabled, those[0].refused, those[0].pause),
+                *(those[0].enabled, those[0].refused),
+                _pause(max(each.pause_ns for each in those)),
                 those[0].name if len(those) == 1 else _fleet.fold(each.where for each in those),
                 those[0].state,
             )
@@ -127,21 +130,19 @@ def _row(done: FleetPatch, each: MemberOutcome) -> _Row:
     where, name = each.member.agent.endpoint, str(each.member)
     preparation, commit = each.member.preparation, each.member.commit
     if each.error is not None:
-        return _Row(where, name, "-", "-", "-", f"failed: {_fleet.brief(each.error, where)}")
+        return _Row(where, name, "-", "-", f"failed: {_fleet.brief(each.error, where)}")
     refused = f"{preparation.plan.refused_count:,}" if preparation else "-"
     if not done.is_enabled or commit is None:
         state = "rolled back" if each.step >= Step.ENABLED else "not changed"
-        return _Row(where, name, "-", refused, "-", state)
+        return _Row(where, name, "-", refused, state)
     enabled = sum(result.status in _ACTIVE for result in commit.patch.results)
-    pause = _pause(commit.patch.longest_pause_ns)
-    return _Row(where, name, f"{enabled:,}", refused, pause, "enabled")
+    return _Row(where, name, f"{enabled:,}", refused, "enabled", commit.patch.longest_pause_ns)
 
 
-# Rounded, so that equal hosts are one line.
 def _pause(nanoseconds: int) -> str:
-    if not nanoseconds:
-        return "none"
-    return f"<{1 << (nanoseconds // 1_000_000).bit_length()} ms"
+    if nanoseconds < 0:
+        return "-"
+    return _output.brief_duration(nanoseconds) if nanoseconds else "none"
 
 
 def print_refused(done: FleetPatch) -> None:

@@ -1,6 +1,7 @@
 # `patch --dry-run` on many processes.
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from uftrace_remote.errors import UftraceError
 from uftrace_remote.fleet.address import FleetTarget
 from uftrace_remote.fleet.fan_out import Outcome, fan_out
 from uftrace_remote.fleet.member import Member
-from uftrace_remote.values import FunctionResult, PatchOptions, PatchResult
+from uftrace_remote.values import Function, FunctionResult, PatchOptions, PatchResult
 
 _ACTIVE = (PatchStatus.ENABLED, PatchStatus.ALREADY_ENABLED)
 # Functions are resolved and planned like for a patch.
@@ -44,6 +45,7 @@ def print_plan(
                 found.values,
                 lambda member: plan_patch(member.agent.client, member.process, patterns, options),
                 deadline=_PLAN_SECONDS,
+                name=lambda member: member.agent,
             )
             return plans, found.failures
 
@@ -125,23 +127,36 @@ def _expected_pause(results: Iterable[FunctionResult], members: Sequence[Member]
     threads = [each.process.thread_count for each in members]
     count = str(min(threads)) if len(set(threads)) == 1 else f"{min(threads)} to {max(threads)}"
     return (
-        f"expected pause: {_output.plural(stopped, 'function')} need all threads ({count}) "
-        "stopped, for some milliseconds"
+        f"expected pause: all threads ({count}) are stopped for some milliseconds, for "
+        f"{_output.plural(stopped, 'function')}"
     )
 
 
 def without_place(result: FunctionResult) -> FunctionResult:
-    """A result but for the address, which differs from process to process."""
-    return replace(result, function=replace(result.function, address=0))
+    """A result but for what differs from process to process: addresses, and which of them
+    stood in the way of a cheaper form."""
+    is_refused = result.status is PatchStatus.REFUSED or bool(result.exit_refusal)
+    detail = without_addresses(result.detail) if is_refused else ""
+    return replace(result, function=replace(result.function, address=0), detail=detail)
 
 
-# Where the program lies differs from process to process; its functions do not.
+def without_addresses(text: str) -> str:
+    """A sentence but for the addresses in it."""
+    return re.sub(r"0x[0-9a-f]+", "0x...", text)
+
+
+def _in_file(function: Function) -> str:
+    return f"+{function.file_address:x}" if function.file_address else "varies"
+
+
+# Where the program lies differs from process to process; where its functions lie in its
+# file does not.
 def _plan_row(result: FunctionResult, with_address: bool) -> tuple[str, ...]:
     reason = result.refusal or result.exit_refusal
     words = result.detail or (describe(reason)[0] if reason else "")
     status = "ready" if result.status in (PatchStatus.ENABLED, PatchStatus.NOT_ENABLED) else ""
     return (
-        f"{result.function.address:x}" if with_address else "varies",
+        f"{result.function.address:x}" if with_address else _in_file(result.function),
         status or result.status.name.lower().replace("_", " "),
         result.form.name.lower() if result.form else "-",
         result.writer.name.lower() if result.writer else "-",

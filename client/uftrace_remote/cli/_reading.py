@@ -12,6 +12,7 @@ from uftrace_remote.cli._progress import clear_line
 from uftrace_remote.cli._throttles import ThrottleNotes
 from uftrace_remote.cli._tracing import BatchPump, Hold, release, unpatch_own
 from uftrace_remote.enums import EndReason, LossStage
+from uftrace_remote.errors import UftraceError
 from uftrace_remote.trace.summary import TraceSummary
 from uftrace_remote.values import EventBatch, PatchResult
 
@@ -66,13 +67,16 @@ class Reading:
         self.held = held
         self.seen = TraceSummary()
         self.last: EventBatch | None = None
+        self._broken_at = 0.0
         self._take_batch = take
         self._throttles = ThrottleNotes(target)
         self._before_first: int | None = None
         self._produced: int | None = None
         # In a session of our own nothing can be missed; in somebody else's the stream has
         # to run before the first tracepoint does.
-        stream = held.agent.stream(held.session_id, include_buffered=held.created)
+        stream = held.agent.stream(
+            held.session_id, include_buffered=held.created, on_break=self._note_break
+        )
         self._pump = BatchPump(stream, on_silence)
 
     async def begin(self) -> None:
@@ -146,6 +150,11 @@ class Reading:
         return self._pump.silent_seconds
 
     @property
+    def is_broken(self) -> bool:
+        """Whether the connection broke, and nothing has come since."""
+        return self._broken_at > self._pump.latest
+
+    @property
     def counts(self) -> Counts:
         """What came of it, so far."""
         losses: dict[str, int] = {}
@@ -160,6 +169,9 @@ class Reading:
             losses=losses,
             exact=None if self._produced is None else self._produced == total,
         )
+
+    def _note_break(self, error: UftraceError) -> None:
+        self._broken_at = time.monotonic()
 
     async def _drain(self) -> None:
         deadline = time.monotonic() + _DRAIN_SECONDS

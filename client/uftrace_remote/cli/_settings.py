@@ -15,6 +15,10 @@ import click
 from uftrace_remote.agent import AgentClient
 from uftrace_remote.credentials import CredentialOptions
 from uftrace_remote.endpoint import Endpoint
+from uftrace_remote.errors import UftraceError
+from uftrace_remote.fleet.inventory import Inventory
+from uftrace_remote.fleet.inventory_file import load_inventory
+from uftrace_remote.fleet.resolution import ListedHosts
 from uftrace_remote.target import Target
 
 _T = TypeVar("_T")
@@ -39,10 +43,14 @@ class Settings:
     inventory: Path | None = None
 
     def connect(self, endpoint: Endpoint | None = None) -> AgentClient:
-        """A client of that agent, or of the default one."""
-        return AgentClient.connect(
-            endpoint or self.endpoint, self.credentials, timeout=self.timeout
-        )
+        """A client of that agent, or of the default one; the inventory may say where it is."""
+        try:
+            inventory = load_inventory(self.inventory)
+        except UftraceError:
+            # No group was named: what is wrong with them is no concern of this command.
+            inventory = Inventory()
+        host = ListedHosts(inventory).find(endpoint or self.endpoint)
+        return host.connect(self.credentials, timeout=self.timeout)
 
     def host(self, text: str | None) -> Endpoint:
         """The agent that an optional HOST argument names."""

@@ -104,6 +104,7 @@ class TracedFleet:
             each.clocks = self._clocks.setdefault(each.member.agent.endpoint, [])
         self._plan: PatchPlan | None = None
         self._measured_at = 0.0
+        self._looked_at = 0.0
 
     @property
     def going(self) -> list[Traced]:
@@ -135,7 +136,7 @@ class TracedFleet:
             attached = await client.attach(process.reference)
             return Hold(client, process, attached.session, attached.created)
 
-        outcomes = await fan_out(self.traced, attach_one, deadline=_ATTACH_SECONDS)
+        outcomes = await fan_out(self.traced, attach_one, deadline=_ATTACH_SECONDS, name=_agent_of)
         for traced, outcome in zip(self.traced, outcomes, strict=True):
             traced.error = outcome.error
             traced.held = outcome.value
@@ -177,6 +178,7 @@ class TracedFleet:
             tick: Called some times a second.
         """
         await self._measure()
+        self._looked_at = time.monotonic()
         pending = {asyncio.create_task(self._collect(each, stop, deadline)) for each in self.going}
         measuring: asyncio.Task[None] | None = None
         try:
@@ -198,7 +200,7 @@ class TracedFleet:
         """Unpatches every process, reads what its rings still hold, and lets it go."""
         await self._measure()
         left = [each for each in self.traced if each.reading is not None and not each._is_left]
-        outcomes = await fan_out(left, self._leave_one, deadline=2 * _LEAVE_SECONDS)
+        outcomes = await fan_out(left, self._leave_one, deadline=2 * _LEAVE_SECONDS, name=_agent_of)
         for outcome in outcomes:
             if isinstance(outcome.error, OutputError):
                 self.fatal = self.fatal or outcome.error
@@ -271,11 +273,20 @@ class TracedFleet:
         await fan_out(left, let_go, deadline=_SILENT_LEAVE_SECONDS)
 
     def _look_for_silence(self) -> None:
+        now = time.monotonic()
+        # For as long as we ourselves stood still, nobody could be heard.
+        limit = SILENCE_SECONDS + max(now - self._looked_at - _TICK_SECONDS, 0.0)
+        self._looked_at = now
         for each in self.going:
             assert each.reading is not None
-            silent = each.reading.silent_seconds > SILENCE_SECONDS and not each.seconds
+            is_broken = each.reading.is_broken
+            silent = is_broken or each.reading.silent_seconds > limit
+            silent = silent and not each.seconds
             if silent and not each.is_silent:
-                self._say(each, "nothing from its agent for some seconds; waiting for it")
+                what = "the connection broke; trying to get it back"
+                if not is_broken:
+                    what = "nothing from its agent for some seconds; waiting for it"
+                self._say(each, what)
             elif each.is_silent and not silent and not each.seconds:
                 self._say(each, "its agent is back")
             each.is_silent = silent or (each.is_silent and bool(each.seconds))
@@ -301,6 +312,10 @@ class TracedFleet:
         asked = [agent for endpoint, agent in agents.items() if endpoint not in silent]
         # Who does not answer keeps what was measured before.
         await fan_out(asked, measure, deadline=_SILENT_LEAVE_SECONDS)
+
+
+def _agent_of(traced: Traced) -> Agent:
+    return traced.member.agent
 
 
 def _is_held(sessions: Sequence[Session], pid: int) -> bool:

@@ -41,7 +41,7 @@ _QUEUED_BATCHES = 64
 
 _CANCEL_SECONDS = 1.0
 # Said within three seconds, by consumers that look some times a second.
-SILENCE_SECONDS = 2.5
+SILENCE_SECONDS = 2.0
 
 _ACTIVE = (PatchStatus.ENABLED, PatchStatus.ALREADY_ENABLED)
 
@@ -163,6 +163,7 @@ class BatchPump:
 
     Attributes:
         waiting: Batches that were read and not consumed.
+        latest: When something came last, in seconds of `time.monotonic()`.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class BatchPump:
             _QUEUED_BATCHES
         )
         self._first = asyncio.Event()
-        self._latest = time.monotonic()
+        self.latest = time.monotonic()
         self._silent = False
         self._task = asyncio.create_task(self._read())
 
@@ -188,7 +189,7 @@ class BatchPump:
     @property
     def silent_seconds(self) -> float:
         """How long nothing has come, not even a heartbeat; 0 while something waits."""
-        return 0.0 if self._queue.qsize() else time.monotonic() - self._latest
+        return 0.0 if self._queue.qsize() else time.monotonic() - self.latest
 
     async def wait_for_first(self) -> None:
         """Waits until the stream runs, for a bounded time."""
@@ -234,7 +235,7 @@ class BatchPump:
             async with aclosing(self._batches) as batches:  # type: ignore[type-var]
                 async for batch in batches:
                     self._first.set()
-                    self._latest = time.monotonic()
+                    self.latest = time.monotonic()
                     await self._queue.put(batch)
         except UftraceError as error:
             await self._queue.put(error)

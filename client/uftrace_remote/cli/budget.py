@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-from uftrace_remote.cli import _output
+from uftrace_remote.agent import AgentClient
+from uftrace_remote.cli import _fleet, _output
+from uftrace_remote.cli._each import on_every_session
 from uftrace_remote.cli._find_session import find_session
 from uftrace_remote.cli._options import json_option, limit_options
 from uftrace_remote.cli._settings import Settings, pass_settings, run
@@ -38,11 +40,22 @@ def budget(
     so. Functions that are named get limits of their own and count no longer for the
     session's; `patch` takes a function again once its limit was raised.
     """
-    where = settings.target(target)
     change = Limits(cpu, rate)
     changes = change != Limits()
     if patterns and not changes:
         raise click.UsageError("say what FUNC may cost: --cpu or --rate")
+    if _fleet.is_fleet_target(target):
+
+        async def ask(agent: AgentClient, session_id: str) -> LimitsResult:
+            if changes:
+                return await agent.set_limits(session_id, change, patterns)
+            sessions = {each.session_id: each for each in await agent.sessions()}
+            return LimitsResult(sessions[session_id])
+
+        what = "setting limits" if changes else "asking"
+        on_every_session(settings, target, ask, _describe, what=what, as_json=as_json)
+        return
+    where = settings.target(target)
 
     async def work() -> tuple[AgentInfo, LimitsResult, tuple[Tracepoint, ...]]:
         async with settings.connect(where.endpoint) as agent:
@@ -76,3 +89,14 @@ def budget(
         )
     if result.raised_count:
         click.echo(f"{_output.plural(result.raised_count, 'function')} may be patched again")
+
+
+def _describe(result: LimitsResult) -> str:
+    session = result.session
+    parts = [describe_limits(session.limits)]
+    if result.function_count:
+        parts.append(f"limits of {_output.plural(result.function_count, 'function')} set")
+    parts += [f"{each.function} throttled" for each in session.throttled]
+    if result.raised_count:
+        parts.append(f"{_output.plural(result.raised_count, 'function')} may be patched again")
+    return ", ".join(parts)

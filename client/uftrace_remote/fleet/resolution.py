@@ -17,7 +17,7 @@ from uftrace_remote.fleet.grouping import host_label
 from uftrace_remote.fleet.host_ranges import MOST_HOSTS, too_many
 from uftrace_remote.fleet.hosts_file import FoundHost
 from uftrace_remote.fleet.inventory import Group, Inventory
-from uftrace_remote.fleet.sources import find_hosts, source_key
+from uftrace_remote.fleet.sources import find_hosts, listed_hosts, source_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,9 @@ class FleetHost:
             name = found.server_name or (self.endpoint.host if self.address else "")
             return replace(found, server_name=name)
 
-        return AgentClient(self.address or self.endpoint, find(), timeout=timeout, look_again=find)
+        return AgentClient(
+            self.endpoint, find(), timeout=timeout, look_again=find, address=self.address
+        )
 
     def __str__(self) -> str:
         return host_label(self.endpoint)
@@ -80,6 +82,31 @@ class FleetHosts:
 
     hosts: tuple[FleetHost, ...]
     repeated: tuple[FleetHost, ...] = ()
+
+
+class ListedHosts:
+    """The hosts that an inventory's groups and hosts files name: one that is named without
+    its group is found where the group says, with the group's certificate and token.
+
+    Args:
+        inventory: The groups. Sources that somebody has to be asked for are left out.
+    """
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._hosts: dict[Endpoint, FleetHost] = {}
+        for group in inventory.groups.values():
+            for found in listed_hosts(group):
+                host = _member(found, host_label(found.host.endpoint), group, GroupName(group.name))
+                if host.address is not None or host.state_directory is not None:
+                    self._hosts.setdefault(_same(host.endpoint), host)
+
+    def find(self, endpoint: Endpoint) -> FleetHost:
+        """The agent that somebody means by an endpoint."""
+        listed = self._hosts.get(_same(endpoint))
+        origins = (host_label(endpoint),)
+        if listed is None:
+            return FleetHost(endpoint, origins)
+        return replace(listed, endpoint=endpoint, origins=origins)
 
 
 async def resolve_hosts(
@@ -103,10 +130,10 @@ async def resolve_hosts(
         if isinstance(term, GroupName)
     }
     found = await _ask_sources(members.values(), inventory)
-    collected = _Collected()
+    collected, listed = _Collected(), ListedHosts(inventory)
     for term in terms:
         if isinstance(term, Host):
-            collected.add(FleetHost(term.endpoint, (host_label(term.endpoint),)))
+            collected.add(listed.find(term.endpoint))
             continue
         for group in members[term.name]:
             for each, origin in found[group.name]:

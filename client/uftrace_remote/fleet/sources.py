@@ -53,6 +53,18 @@ async def find_hosts(group: Group, inventory: Inventory) -> tuple[FoundHost, ...
         ) from None
 
 
+def listed_hosts(group: Group) -> tuple[FoundHost, ...]:
+    """The hosts of a group that are known without asking anybody: its own, and those of its
+    file; of one that cannot be read there are none."""
+    own = tuple(map(FoundHost, group.hosts))
+    if not isinstance(group.source, FileSource):
+        return own
+    try:
+        return (*own, *read_hosts(_read(group.source.path)))
+    except UftraceError:
+        return own
+
+
 def source_key(group: Group) -> str:
     """The key of the inventory under which a group's source stands, or nothing."""
     if isinstance(group.source, DnsSource):
