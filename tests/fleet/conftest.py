@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import AgentProcess, CommandResult, running_agent
+from tests.support.stalls import Stalls
 
 
 @dataclass
@@ -69,6 +70,24 @@ class FleetOfAgents:
 
 
 MakeFleet = Callable[[int], FleetOfAgents]
+
+# Many programs are started, and waited for, on what may be two busy processors.
+_SECONDS = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """More time for what says nothing of its own; of the whole run we are told of all tests."""
+    ours = Path(__file__).parent
+    for item in items:
+        if ours in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_SECONDS))
+
+
+@pytest.fixture
+def stalls() -> Iterator[Stalls]:
+    """How long the machine kept us waiting in this test."""
+    with Stalls() as counted:
+        yield counted
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,7 @@ class Command:
     def err(self) -> str:
         return self._err.read_text()
 
-    def wait_for(self, text: str, timeout: float = 30.0) -> None:
+    def wait_for(self, text: str, timeout: float = 60.0) -> None:
         """Wait until it has said something."""
 
         def is_said() -> bool:

@@ -35,6 +35,11 @@ def by_name(told: dict[str, Any]) -> dict[str, Any]:
     return {each["name"]: each for each in told["functions"]}
 
 
+# Some calls in which the machine was not ours make a mean what they like.
+def median_ratio(function: dict[str, Any]) -> float:
+    return float(function["b"]["p50_ns"] / function["a"]["p50_ns"])
+
+
 def test_the_slow_host_of_a_recording_is_found(places: Places, tmp_path: Path) -> None:
     directory = tmp_path / "trace"
     command = places.start("record", "@agents:delayed", "work", "leaf", "-o", str(directory))
@@ -48,7 +53,8 @@ def test_the_slow_host_of_a_recording_is_found(places: Places, tmp_path: Path) -
     done = places.run("diff", f"{directory}:{places[0].label}", f"{directory}:{slow}", "--json")
     assert done.code == 0, done
     work = by_name(json.loads(done.out))["work"]
-    assert work["verdict"] == "slower" and work["ratio"] > 1.5 and work["p_value"] < 1e-9
+    assert work["verdict"] == "slower" and work["p_value"] < 1e-9
+    assert median_ratio(work) > 1.5
     assert work["a"]["calls"] == work["b"]["calls"] == 2000
     # AND with each other, by group
     done = places.run("diff", f"{directory}:@a1", f"{directory}:@a2", "--json")
@@ -72,7 +78,7 @@ def test_hosts_that_run_are_compared(places: Places) -> None:
     told = json.loads(done.out)
     assert len(told["a"]) == 2 and told["b"] == [places[2].label]
     work = by_name(told)["work"]
-    assert work["verdict"] == "slower" and work["ratio"] > 1.5
+    assert work["verdict"] == "slower" and median_ratio(work) > 1.5
     for place in places:
         assert_text_unchanged(place.target.pid)
         assert_not_traced(place.target.pid)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,13 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.isolated import IsolatedHost, isolated_hosts, write_inventory
+from tests.support.stalls import within
 from tests.support.waiting import wait_until
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.credentials import CredentialOptions
+
+# What may pass before somebody who is gone is told.
+SHOWN_SECONDS = 3.0
 
 
 class LiveCommand:
@@ -48,7 +52,7 @@ class LiveCommand:
     def err(self) -> str:
         return self._err.read_text()
 
-    def wait_for(self, text: str, timeout: float = 30.0) -> None:
+    def wait_for(self, text: str, timeout: float = 60.0) -> None:
         """Until it has said that on stderr."""
         wait_until(lambda: text in self.err, timeout=timeout, otherwise=lambda: self.err + self.out)
 
@@ -60,7 +64,7 @@ class LiveCommand:
     def wait_calls(self, *expected: tuple[IsolatedHost, int]) -> None:
         wait_until(
             lambda: all(self.calls()[host.address] >= count for host, count in expected),
-            timeout=30.0,
+            timeout=60.0,
             otherwise=lambda: f"{self.calls()} {self.err}",
         )
 
@@ -112,7 +116,8 @@ def test_the_calls_of_all_hosts_in_one_order(folder: Path, hosts: list[IsolatedH
         assert command.end() == 0
         assert command.calls() == {host.address: 60 for host in hosts}
         assert command.out.splitlines()[0].split() == ["#", "HOST", "DURATION", "TID", "FUNCTION"]
-        assert "180 calls shown, 0 records lost; the order between hosts is known to" in command.err
+        assert "180 calls shown" in command.err
+        assert " 0 records lost; the order between hosts is known to" in command.err
     assert [sessions(host) for host in hosts] == [0, 0, 0]
 
 
@@ -134,9 +139,8 @@ def test_a_frozen_host_is_named_and_the_others_go_on(
         command.wait_calls((hosts[1], 5))
         os.kill(hosts[1].pid, signal.SIGSTOP)
         try:
-            since = time.monotonic()
-            command.wait_for(f"# {hosts[1].address}: silent; going on without it")
-            assert time.monotonic() - since < 3.5
+            with within(SHOWN_SECONDS):
+                command.wait_for(f"# {hosts[1].address}: silent; going on without it")
             hosts[0].burst(5)
             hosts[1].burst(5)
             hosts[2].burst(5)
@@ -149,7 +153,9 @@ def test_a_frozen_host_is_named_and_the_others_go_on(
         command.wait_calls((hosts[1], 10))
         wait_until(lambda: "except" not in command.err.rpartition("# complete")[2])
         assert command.end() == 0
-        assert "10 events came late" in command.err
+        # On a busy machine some more may have.
+        late = re.search(r", (\d+) events came late", command.err)
+        assert late is not None and int(late[1]) >= 10, command.err
         assert " 0 records lost" in command.err
 
 
@@ -181,7 +187,8 @@ def test_a_host_that_dies(tmp_path: Path) -> None:
         hosts[1].burst(5)
         command.wait_calls((hosts[1], 5))
         hosts[1].kill()
-        command.wait_for(f"# {hosts[1].address}: the connection broke; trying to get it back", 3.5)
+        with within(SHOWN_SECONDS):
+            command.wait_for(f"# {hosts[1].address}: the connection broke; trying to get it back")
         hosts[0].burst(5)
         command.wait_calls((hosts[0], 5))
         assert command.end() == 14

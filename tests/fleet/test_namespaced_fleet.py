@@ -95,12 +95,12 @@ async def test_a_link_that_is_cut_before_the_moment_stops_all(places: Namespaced
                     if words.startswith(phase):
                         cut.enter_context(victim.unreachable())
 
-                plan = PatchPlan(MESSAGES.patterns, probation_seconds=8, request_seconds=8)
+                plan = PatchPlan(MESSAGES.patterns, probation_seconds=20, request_seconds=20)
                 done = await fleet.patch(found.values, plan, progress)
                 assert not done.is_enabled
                 assert victim.address in [str(m.member.agent.endpoint) for m in done.failed]
                 # THEN at the latest when its lease ends nobody is enabled
-                await wait_until_async(lambda: not any(changed(places)), timeout=60)
+                await wait_until_async(lambda: not any(changed(places)), timeout=90)
             assert all(m.step is not Step.CONFIRMED for m in done.members)
             assert_untouched(places)
             wait_until(lambda: answers(places, HOSTS), timeout=60)

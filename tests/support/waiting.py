@@ -16,7 +16,7 @@ SLOWNESS = float(os.environ.get("UFTRACE_TESTS_SLOWNESS", "1"))
 def wait_until(
     condition: Callable[[], object],
     *,
-    timeout: float = 10.0,
+    timeout: float = 30.0,
     otherwise: Callable[[], str] = lambda: "it did not become true",
 ) -> None:
     """Wait until `condition()` is true; fail with `otherwise()` after `timeout` seconds."""
@@ -30,7 +30,7 @@ def wait_until(
 async def wait_until_async(
     condition: Callable[[], object],
     *,
-    timeout: float = 10.0,
+    timeout: float = 30.0,
     otherwise: Callable[[], str] = lambda: "it did not become true",
 ) -> None:
     """The same beside a running event loop."""
