@@ -48,7 +48,7 @@ class Job:
         self._received = bytearray()
         self._status: int | None = None
         self.output = b""
-        self.files = b""
+        self._files = b""
 
     def __enter__(self) -> Job:
         return self
@@ -87,6 +87,11 @@ class Job:
                 raise self._error(f"it ended with status {self._status} and never said {text!r}")
             self._take_frame(deadline, None)
 
+    def unpack(self, folder: Path) -> None:
+        """Unpack the files that were asked for; those that the job made."""
+        with tarfile.open(fileobj=io.BytesIO(self._files)) as packed:
+            packed.extractall(folder)
+
     def _take_frame(self, deadline: float, echo: BinaryIO | None) -> None:
         kind, length = struct.unpack("<cI", self._receive(5, deadline))
         data = self._receive(length, deadline)
@@ -96,7 +101,7 @@ class Job:
                 echo.write(data)
                 echo.flush()
         elif kind == b"F":
-            self.files = data
+            self._files = data
         else:
             (self._status,) = struct.unpack("<i", data)
             self.close()
@@ -191,7 +196,7 @@ class Machine:
             command: The program and its arguments; there is no shell.
             put: Files and folders, or contents, by the names that they get in the job's
                 folder; or a tar with them.
-            get: Names of files that ``Job.files`` gets, as a tar, when it ends.
+            get: Names of files that ``Job.unpack`` has when the job has ended.
             folder: Where it runs; one of its own by default.
             environment: Variables on top of the guest's.
             warm: The command is a Python file, or ``-m`` and a module, with arguments: it

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.arm.builds import build_service
 from tests.arm.checkout import FOLDER, packed_checkout
 from tests.arm.machine import Job, Machine
 
@@ -33,24 +34,21 @@ def suite() -> list[str]:
     return [line for line in lines if line]
 
 
-def start(machine: Machine, command: Sequence[str], *, warm: bool = False) -> Job:
-    """Start a command in a fresh copy of the checkout."""
+def start(machine: Machine, command: Sequence[str], builds: str, *, warm: bool = False) -> Job:
+    """Start a command in a fresh copy of the checkout; ``builds`` is where it gets programs."""
+    environment = {"UFTRACE_TESTS_SLOWNESS": str(SLOWNESS), "UFTRACE_TESTS_BUILDS": builds}
     return machine.start(
-        command,
-        put=packed_checkout(),
-        folder=FOLDER,
-        warm=warm,
-        environment={"UFTRACE_TESTS_SLOWNESS": str(SLOWNESS)},
+        command, put=packed_checkout(), folder=FOLDER, warm=warm, environment=environment
     )
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
-    with Machine() as machine:
+    with build_service() as builds, Machine() as machine:
         if arguments[:1] == ["--"]:
-            job = start(machine, arguments[1:])
+            job = start(machine, arguments[1:], builds)
         else:
-            job = start(machine, [*PYTEST, *(arguments or suite())], warm=True)
+            job = start(machine, [*PYTEST, *(arguments or suite())], builds, warm=True)
         with job:
             return job.wait(RUN_SECONDS, echo=sys.stdout.buffer) & 0xFF
 

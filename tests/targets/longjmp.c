@@ -69,7 +69,16 @@ TRACED long jump_repeated(long rounds)
 	return sum;
 }
 
-TRACED long builtin_descend(void **buffer, long depth)
+/* Clang has the builtins for few architectures. */
+#if defined(__clang__) && defined(__aarch64__)
+#define __builtin_setjmp _setjmp
+#define __builtin_longjmp longjmp
+typedef jmp_buf builtin_buffer;
+#else
+typedef void *builtin_buffer[5];
+#endif
+
+TRACED long builtin_descend(builtin_buffer buffer, long depth)
 {
 	if (depth == 0)
 		__builtin_longjmp(buffer, 1);
@@ -80,7 +89,7 @@ TRACED long builtin_descend(void **buffer, long depth)
 
 TRACED long jump_builtin(long depth)
 {
-	void *buffer[5];
+	builtin_buffer buffer;
 	volatile long local = depth + 3;
 	if (__builtin_setjmp(buffer))
 		return local;
