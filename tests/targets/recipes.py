@@ -154,7 +154,7 @@ _PROGRAMS: dict[str, Program] = {
     "busy8": Program(("busy8.c",)),
     "delayed": Program(("delayed.c",), (DEFAULT,)),
     "storm": Program(("storm.c",)),
-    "shapes": Program(("shapes.c", "shapes_asm.S"), machines=X86_64),
+    "shapes": Program(("shapes.c", "shapes_asm.S")),
     "exceptions": Program(("exceptions.cc",), GLIBC),
     "longjmp": Program(("longjmp.c",)),
     # Neither a signal frame nor lazy binding, which saves all vector registers,
@@ -169,9 +169,7 @@ _PROGRAMS: dict[str, Program] = {
     "pingpong": Program(("pingpong.c",), arguments=("listen", "pingpong.socket")),
     "forker": Program(("forker.c",)),
     "threads_churn": Program(("threads_churn.c",)),
-    "return_reader": Program(
-        ("return_reader.c", "return_reader_asm.S"), (DEFAULT,), machines=X86_64
-    ),
+    "return_reader": Program(("return_reader.c", "return_reader_asm.S"), (DEFAULT,)),
     "generations": Program(("generations.c",), ("gcc-O2",)),
     "dlopen": Program(
         ("dlopen.c",),
@@ -253,9 +251,20 @@ _PROGRAMS: dict[str, Program] = {
 def programs(machine: str) -> dict[str, Program]:
     """The programs with the variants that an architecture has; none, where it has no sources."""
     return {
-        name: replace(program, variants=_variants(program, machine))
+        name: replace(
+            program,
+            sources=tuple(_source(source, machine) for source in program.sources),
+            variants=_variants(program, machine),
+        )
         for name, program in _PROGRAMS.items()
     }
+
+
+def _source(name: str, machine: str) -> str:
+    # Assembly may have a twin for another architecture: shapes_asm.S, shapes_asm_aarch64.S.
+    path = HERE / name
+    twin = path.with_stem(f"{path.stem}_{machine}")
+    return twin.name if twin.exists() else name
 
 
 def _variants(program: Program, machine: str) -> tuple[str, ...]:
