@@ -7,6 +7,7 @@
 	.text
 	.p2align 4
 	.globl hold_return
+#if defined(__x86_64__)
 	.type hold_return, @function
 hold_return:
 	pushq %rbx
@@ -58,6 +59,54 @@ hold_return:
 	popq %rbp
 	popq %rbx
 	ret
+#elif defined(__aarch64__)
+	/* It signs the address, as its kind does; what is signed is on the stack alone. */
+	.type hold_return, %function
+hold_return:
+	hint #25		/* paciasp */
+	stp x29, x30, [sp, #-128]!
+	mov x29, sp
+	stp x19, x20, [sp, #32]
+	stp x21, x22, [sp, #48]
+	stp x23, x24, [sp, #64]
+	stp x25, x26, [sp, #80]
+	stp x27, x28, [sp, #96]
+	hint #7			/* xpaclri */
+	mov x1, x30
+	sub x2, x30, #1
+	stp x1, x2, [sp, #16]
+	.irp r, 3, 5, 7, 9, 11, 13, 15, 19, 21, 23, 25, 27
+	mov x\r, x1
+	.endr
+	.irp r, 4, 6, 8, 10, 12, 14, 16, 20, 22, 24, 26, 28
+	mov x\r, x2
+	.endr
+	ldr x17, [x0, #8]
+	add x17, x17, #1
+	str x17, [x0, #8]
+1:	ldr x17, [x0]
+	cbnz x17, 1b
+	stp x1, x2, [x0, #16]
+	stp x3, x4, [x0, #32]
+	stp x9, x10, [x0, #48]
+	stp x15, x16, [x0, #64]
+	stp x19, x20, [x0, #80]
+	stp x27, x28, [x0, #96]
+	str x30, [x0, #112]
+	ldr x30, [sp, #8]
+	hint #7
+	str x30, [x0, #120]
+	ldp x1, x2, [sp, #16]
+	stp x1, x2, [x0, #128]
+	ldp x27, x28, [sp, #96]
+	ldp x25, x26, [sp, #80]
+	ldp x23, x24, [sp, #64]
+	ldp x21, x22, [sp, #48]
+	ldp x19, x20, [sp, #32]
+	ldp x29, x30, [sp], #128
+	hint #29		/* autiasp: with a wrong signature the return faults */
+	ret
+#endif
 	.size hold_return, . - hold_return
 
-	.section .note.GNU-stack,"",@progbits
+	.section .note.GNU-stack,"",%progbits

@@ -139,7 +139,8 @@ class CodeLayout:
         if base is None:
             raise RefusedError(
                 Refusal.NO_TRAMPOLINE_SPACE,
-                f"no {size >> 10} KiB of free address space within {self._reach >> 20} MiB of the code",
+                f"no {size >> 10} KiB of free address space within {self._reach >> 20} MiB of "
+                "the code",
             )
         base += PAGE  # a gap on both sides keeps it a mapping of its own
         region = CodeRegion(base, size, base + self._runtime_bytes)

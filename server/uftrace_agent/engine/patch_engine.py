@@ -589,7 +589,8 @@ class PatchEngine:
         if rest.tails_are_back:
             self._manifest.mark(sorted(self._parked), Phase.FREE)
             self._parked.clear()
-        self._hooks.removed()
+        if rest.hooks_are_out:
+            self._hooks.removed()
         report.pauses.merge(self._annex.caller.take_pauses())
         return report
 

@@ -68,6 +68,8 @@ class StopOrder:
         moves: (from, to): who is at the first goes on at the second, also
             after a signal handler.
         may_be_trapped: Sites that the `trap` writer left half done are ours.
+        hooks: Code to change as well, but only if no hijacked return address stays: it
+            shows unwinders where those lead. (Signed ones may have to; signer.h.)
     """
 
     patches: Sequence[Patch]
@@ -79,6 +81,7 @@ class StopOrder:
     resumed: Sequence[tuple[int, int]] = ()
     moves: Sequence[tuple[int, int]] = ()
     may_be_trapped: bool = False
+    hooks: Sequence[Patch] = ()
 
 
 def write_running(memory: ProcessMemory, patches: Sequence[Patch]) -> list[SiteStatus]:
@@ -101,7 +104,8 @@ def write_stopped(
     """Stop all threads, change the sites, let them go.
 
     Returns:
-        What became of each patch, and how many return addresses were set back.
+        What became of each patch, then of each hook, and how many return addresses were
+        set back.
 
     Raises:
         BusyTargetError: Some thread did not come to a safe stop in time;
@@ -109,7 +113,7 @@ def write_stopped(
         TargetGoneError: The process ended.
         ForbiddenError: Somebody else traces it.
     """
-    rows, positions = patch_rows(order.patches)
+    rows, positions = patch_rows([*order.patches, *order.hooks])
     stop = CStop(
         pid=memory.pid,
         mem_fd=memory.fd,
@@ -127,6 +131,7 @@ def write_stopped(
         move_count=len(order.moves),
     )
     rows["may_be_trapped"] = order.may_be_trapped
+    rows["explains_thunks"] = [position >= len(order.patches) for position in positions]
     if order.repair is not None:
         stop.thunks = order.repair.thunks
         stop.thunk_span = THUNK_SPAN

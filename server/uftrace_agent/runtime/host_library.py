@@ -48,7 +48,8 @@ SITE_DTYPE = np.dtype(
         ("length", "u1"),
         ("status", "u1"),
         ("may_be_trapped", "u1"),
-        ("pad", "u1", 5),
+        ("explains_thunks", "u1"),
+        ("pad", "u1", 4),
         ("expected", "u1", 16),
         ("wanted", "u1", 16),
     ]

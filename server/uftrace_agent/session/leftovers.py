@@ -22,6 +22,7 @@ from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.remote_calls import RemoteCaller
+from uftrace_agent.runtime.host_library import SiteStatus
 
 _DEADLINE_NS: Final = 10 * DEFAULT_STOP_DEADLINE_NS
 
@@ -138,8 +139,14 @@ def _let_go_home(
     code = found.code_ranges(read_mappings(memory.pid))
     slots = DataPlaces.at(found.address).slots
     repair = FrameRepair.read(memory, found.identity.thunks, slots, code)
-    order = StopOrder(hooks, _DEADLINE_NS, code, repair, may_be_trapped=True)
+    order = StopOrder((), _DEADLINE_NS, code, repair, may_be_trapped=True, hooks=hooks)
     try:
-        write_stopped(memory, order, pauses)
+        statuses, _ = write_stopped(memory, order, pauses)
     except BusyTargetError:
-        write_stopped(memory, replace(order, forbidden=()), pauses)
+        statuses, _ = write_stopped(memory, replace(order, forbidden=()), pauses)
+    if SiteStatus.UNTOUCHED in statuses:
+        raise BusyTargetError(
+            f"process {memory.pid} has signed return addresses on its stacks that this kernel "
+            "does not let the agent sign anew (CONFIG_CHECKPOINT_RESTORE)",
+            hint="try again when the functions that were traced have returned",
+        )

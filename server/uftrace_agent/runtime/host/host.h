@@ -19,7 +19,8 @@ struct uh_site {
 	uint8_t length;
 	uint8_t status; /* out: enum uh_site_status */
 	uint8_t may_be_trapped; /* a trap, and bytes of both kinds, are ours as well */
-	uint8_t pad[5];
+	uint8_t explains_thunks; /* stays where signed return addresses had to */
+	uint8_t pad[4];
 	uint8_t expected[16];
 	uint8_t wanted[16];
 };
@@ -148,7 +149,7 @@ void uh_detach(pid_t tid, int signal);
 int uh_interrupt(pid_t pid, pid_t tid, struct uh_call_note *note);
 int uh_repair_interrupted_call(pid_t pid, pid_t tid, const struct uh_call_note *note);
 int uh_touch(int mem_fd, const struct uh_site *sites, uint32_t count);
-int uh_write_sites(int mem_fd, struct uh_site *sites, uint32_t count);
+int uh_write_sites(int mem_fd, struct uh_site *sites, uint32_t count, int thunks_stay);
 int uh_read_exact(int fd, void *data, size_t size, uint64_t address);
 int uh_write_exact(int fd, const void *data, size_t size, uint64_t address);
 

@@ -95,8 +95,9 @@ UH_API int uh_touch(int mem_fd, const struct uh_site *sites, uint32_t count)
 	return 0;
 }
 
-/* All sites in few writes, for a target whose threads are stopped. */
-int uh_write_sites(int mem_fd, struct uh_site *sites, uint32_t count)
+/* All sites in few writes, for a target whose threads are stopped; but for those that
+ * explain thunks to unwinders, if some thunks stay. */
+int uh_write_sites(int mem_fd, struct uh_site *sites, uint32_t count, int thunks_stay)
 {
 	static _Thread_local uint8_t live[SPAN];
 	uint32_t first = 0;
@@ -119,7 +120,8 @@ int uh_write_sites(int mem_fd, struct uh_site *sites, uint32_t count)
 			continue;
 		}
 		for (uint32_t i = first; i < last; i++)
-			changed |= apply(&sites[i], live + (sites[i].address - start));
+			if (!thunks_stay || !sites[i].explains_thunks)
+				changed |= apply(&sites[i], live + (sites[i].address - start));
 		if (changed && uh_write_exact(mem_fd, live, end - start, start))
 			for (uint32_t i = first; i < last; i++)
 				if (sites[i].status == UH_SITE_WRITTEN)

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "arch_host.h"
+#include "signer.h"
 
 /* One stopped thread, and what its resumption needs. */
 struct uh_tracee {
@@ -32,6 +33,7 @@ struct uh_tracee {
 #define INTERRUPTED_STACKS 3
 
 static _Thread_local struct uh_tracee *tracees;
+static _Thread_local pid_t looked_at; /* whose stack or registers these are */
 static _Thread_local pid_t *tids;
 
 static int known(pid_t tid, uint32_t count)
@@ -277,19 +279,20 @@ static int restore_return(struct uh_stop *stop, uint64_t at, uint64_t *word)
 	const uint64_t before = offset % UF_THUNK_BYTES == UH_THUNK_RETURN - 1;
 	uint64_t real;
 
-	(void)at;
 	/* A word that leads to the thunk's call is of a function that is about to be
 	 * entered, and stays. */
 	if (offset >= stop->thunk_span ||
 	    (offset % UF_THUNK_BYTES != UH_THUNK_RETURN && !before))
 		return 0;
-	if (uh_unsigned(*word) != *word) {
-		stop->pause.signed_frames++; /* nobody but the program can sign another one */
-		return 0;
-	}
 	real = slot_address(stop, offset / UF_THUNK_BYTES);
 	if (!real)
 		return 0;
+	if (uh_unsigned(*word) != *word) {
+		real = uh_sign_again(looked_at, at, *word, uh_unsigned(*word), real);
+		stop->pause.signed_frames += !real; /* it stays a thunk */
+		if (!real)
+			return 0;
+	}
 	*word = real - before;
 	stop->pause.frames += !before;
 	return 1;
@@ -327,9 +330,11 @@ static int walk_stacks(struct uh_stop *stop, uint32_t count, word_look *look)
 {
 	int error = 0;
 
-	for (uint32_t i = 0; i < count && !error; i++)
-		if (tracees[i].tid)
+	for (uint32_t i = 0; i < count && !error; i++) {
+		looked_at = tracees[i].tid;
+		if (looked_at)
 			error = walk_stack(stop, tracees[i].sp, look, INTERRUPTED_STACKS);
+	}
 	return error;
 }
 
@@ -345,8 +350,9 @@ static void restore_registers(struct uh_stop *stop, uint32_t count)
 		if (!tracees[i].tid || uh_get_registers(tracees[i].tid, &registers) ||
 		    range_of(stop->ours, stop->ours_count, uh_pc(&registers)))
 			continue;
+		looked_at = tracees[i].tid;
 		for (uint32_t r = 0; r < UH_GENERAL_REGISTERS; r++)
-			changed |= restore_return(stop, 0, &general[r]);
+			changed |= restore_return(stop, uh_sp(&registers) - 8, &general[r]);
 		if (changed)
 			uh_set_registers(tracees[i].tid, &registers);
 	}
@@ -387,10 +393,12 @@ static int attempt(struct uh_stop *stop)
 	if (!error && (stop->watched_count || stop->resumed_count))
 		error = walk_stacks(stop, count, find_watched);
 	if (!error) {
+		stop->pause.signed_frames = 0;
 		if (stop->thunks)
 			error = restore_returns(stop, count);
 		if (!error)
-			error = uh_write_sites(stop->mem_fd, stop->sites, stop->site_count);
+			error = uh_write_sites(stop->mem_fd, stop->sites, stop->site_count,
+					       stop->pause.signed_frames != 0);
 		if (!error && stop->move_count)
 			error = move_counters(stop, count);
 	}
@@ -411,6 +419,8 @@ static int run(void *argument)
 	if (!tracees)
 		return -ENOMEM;
 	uh_touch(stop->mem_fd, stop->sites, stop->site_count);
+	if (stop->thunks)
+		uh_start_signer();
 	for (uint32_t i = 0; i < stop->attempts; i++) {
 		struct timespec breath = { 0, 200000 << (i < 6 ? i : 6) };
 
@@ -420,6 +430,7 @@ static int run(void *argument)
 		stop->pause.retries++;
 		nanosleep(&breath, 0);
 	}
+	uh_stop_signer();
 	free(tracees);
 	return error;
 }
