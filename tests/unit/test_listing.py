@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -250,15 +251,24 @@ def as_nobody(question: Callable[[], str | None]) -> str:
     return said
 
 
+# By machine, that of its 32-bit programs, their e_flags, and a loop that calls pause():
+# mov $29,%eax; int $0x80; jmp, and mov r7,#29; svc 0; b.
+PAUSES = {
+    "x86_64": (3, 0, "b81d000000 cd80 ebf7"),
+    "aarch64": (40, 0x05000000, "1d70a0e3 000000ef fcffffea"),
+}
+
+
 def elf32_that_pauses() -> bytes:
-    """Make an i386 program of one instruction sequence: pause() for ever."""
-    code = bytes.fromhex("b81d000000 cd80 ebf7".replace(" ", ""))  # mov $29,%eax; int $0x80; jmp
+    """Make a 32-bit program of one instruction sequence: pause() for ever."""
+    machine, flags, instructions = PAUSES[platform.machine()]
+    code = bytes.fromhex(instructions)
     base, headers = 0x08048000, 52 + 32
     size = headers + len(code)
     ident = b"\x7fELF\x01\x01\x01" + bytes(9)
     header = ctypes.c_uint16 * 2
-    words = [1, base + headers, 52, 0, 0]
-    elf = ident + bytes(header(2, 3)) + bytes((ctypes.c_uint32 * 5)(*words))
+    words = [1, base + headers, 52, 0, flags]
+    elf = ident + bytes(header(2, machine)) + bytes((ctypes.c_uint32 * 5)(*words))
     elf += bytes((ctypes.c_uint16 * 6)(52, 32, 1, 0, 0, 0))
     program = (ctypes.c_uint32 * 8)(1, 0, base, base, size, size, 5, 0x1000)
     return elf + bytes(program) + code

@@ -11,12 +11,13 @@ from tests.support.target_process import TargetProcess
 from tests.support.waiting import wait_until
 from tests.targets.build import build
 from uftrace_agent.engine.needed_calls import filter_watch
+from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.remote_calls import RemoteCall, RemoteCaller
 from uftrace_agent.process.threads import has_ended, thread_state
 from uftrace_agent.runtime.host_library import CLook, library
 
-GETPID = 39
+GETPID = native_machine().calls.getpid
 
 
 def test_calls_beside_threads_that_come_and_go() -> None:

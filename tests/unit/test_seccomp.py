@@ -13,6 +13,7 @@ import pytest
 from tests.support import bpf
 from tests.support.bpf import Rule, filter_program, statement
 from uftrace_agent.engine.needed_calls import needed_calls
+from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.seccomp import (
     Action,
     FilteredCall,
@@ -23,16 +24,17 @@ from uftrace_agent.process.seccomp import (
 from uftrace_agent.process.system_calls import X86_64
 from uftrace_agent.runtime.host_library import library
 
-_GETPPID: Final = 110
+_MACHINE: Final = native_machine()
+_GETPPID: Final = {"x86_64": 110, "aarch64": 173}[_MACHINE.name]
 _ARGUMENTS: Final = (0x1122334455667788, 3, 0, (1 << 64) - 1, 0x80000000, 0x7FFFFFFF00000001)
 _CALL: Final = FilteredCall("getppid", _GETPPID, _ARGUMENTS)
 _ANY: Final = FilteredCall("getppid", _GETPPID)
 
 
-def data_of(call: FilteredCall, instruction: int = 0) -> bytes:
-    """struct seccomp_data of a call of which all is known."""
+def data_of(call: FilteredCall, architecture: int) -> bytes:
+    """struct seccomp_data of a call of which all is known but the instruction."""
     words = [argument or 0 for argument in call.arguments]
-    return struct.pack("<iIQ6Q", call.number, bpf.X86_64, instruction, *words)
+    return struct.pack("<iIQ6Q", call.number, architecture, 0, *words)
 
 
 def worst(filters: list[bytes], call: FilteredCall) -> Action:
@@ -179,7 +181,7 @@ while head := sys.stdin.buffer.read(2):
         if libc.prctl(22, 2, order):
             print("refused", flush=True)
             os._exit(0)
-        libc.syscall(110, *arguments)
+        libc.syscall(*arguments)
         print(ctypes.get_errno(), flush=True)
         os._exit(0)
     if os.wait()[1]:
@@ -188,10 +190,11 @@ while head := sys.stdin.buffer.read(2):
 
 
 def test_h60_filters_mean_what_the_kernel_says() -> None:
+    audit = _MACHINE.calls.audit
     chance = random.Random(60)
     programs = [_random_program(chance, chance.randrange(1, 40)) for _ in range(300)]
     asked = subprocess.run(
-        [sys.executable, "-c", _ASK_THE_KERNEL, *map(str, _ARGUMENTS)],
+        [sys.executable, "-c", _ASK_THE_KERNEL, *map(str, (_GETPPID, *_ARGUMENTS))],
         input=b"".join(struct.pack("<H", len(program)) + program for program in programs),
         capture_output=True,
         check=True,
@@ -200,14 +203,14 @@ def test_h60_filters_mean_what_the_kernel_says() -> None:
     assert len(said) == len(programs)
     wrong = []
     for program, kernels in zip(programs, said, strict=True):
-        native = library().uh_run_filter(program, len(program) // 8, data_of(_CALL))
-        (own,) = answers(program, bpf.X86_64, _CALL)
+        native = library().uh_run_filter(program, len(program) // 8, data_of(_CALL, audit))
+        (own,) = answers(program, audit, _CALL)
         # A division by zero ends the program with 0, which kills. No error is larger than 4095.
         assert own == native
         expected = str(own & 0xFFF) if own and own >> 16 == bpf.ERRNO >> 16 else "killed"
         if kernels != expected:
             wrong.append((program.hex(), kernels, expected))
         # Whatever is not known beforehand, the real answer is among those that are found.
-        assert {own, None} & answers(program, bpf.X86_64, _ANY)
+        assert {own, None} & answers(program, audit, _ANY)
     assert not wrong
     assert "killed" in said and len(set(said)) > 50

@@ -17,6 +17,7 @@ from uftrace_agent.engine.exit_rules import FunctionTraits
 from uftrace_agent.engine.model import Refusal, RefusedError, SiteKind
 from uftrace_agent.engine.site import FunctionCode, Gap, LiveSled
 from uftrace_agent.errors import NoSuchFunctionError, TargetGoneError, UnsupportedTargetError
+from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.threads import proc_directory
 from uftrace_agent.symbols import (
@@ -304,6 +305,10 @@ class Program:
                     continue
                 except UnsupportedTargetError as error:
                     self.unreadable.append(f"{loaded.path}: {error.message}")
+                    continue
+                if image.machine != native_machine().name:
+                    # As emulators map the programs that they run.
+                    self.unreadable.append(f"{loaded.path}: code of another machine")
                     continue
                 view = ModuleView(loaded, image)
                 self._views[key] = view
