@@ -14,6 +14,7 @@ from tests.targets.build import build
 from uftrace_agent.errors import ForbiddenError, UnsupportedTargetError
 from uftrace_agent.process.address_space import read_mappings
 from uftrace_agent.process.identity import ProcessId, resolve
+from uftrace_agent.process.machine import AARCH64, X86_64
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.session import attaching
 from uftrace_agent.session.types import RecordingOptions
@@ -54,6 +55,7 @@ def test_h79_a_kernel_that_lets_nobody_write_code(monkeypatch: pytest.MonkeyPatc
 def test_h90_a_machine_whose_programs_may_not_read_their_thread_pointer() -> None:
     for hwcap2 in (0, 1, 0xFFFFFFFD):
         with pytest.raises(UnsupportedTargetError) as caught:
-            attaching.check_machine(hwcap2)
+            attaching.check_machine(hwcap2, machine=X86_64)
         assert caught.value.reason == "KERNEL_TOO_OLD" and caught.value.hint
-    attaching.check_machine(2)
+    attaching.check_machine(2, machine=X86_64)
+    attaching.check_machine(0, machine=AARCH64)

@@ -30,7 +30,7 @@ from uftrace_agent.errors import (
 from uftrace_agent.process.address_space import PAGE, read_mappings
 from uftrace_agent.process.identity import ProcessId, start_time_ticks
 from uftrace_agent.process.listing import attachability
-from uftrace_agent.process.machine import AT_HWCAP2, hardware, native_machine, page_size
+from uftrace_agent.process.machine import AT_HWCAP2, Machine, hardware, native_machine, page_size
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.pauses import Pauses
 from uftrace_agent.process.remote_calls import RemoteCaller
@@ -112,12 +112,13 @@ class Attachment:
         self.claim.close()
 
 
-def check_machine(hwcap2: int, page_bytes: int = PAGE) -> None:
+def check_machine(hwcap2: int, page_bytes: int = PAGE, machine: Machine | None = None) -> None:
     """Refuse a machine on which probes would fault (H90).
 
     Args:
         hwcap2: What the kernel says that programs may use (AT_HWCAP2).
         page_bytes: Of the kernel's pages.
+        machine: Which it is; None: this one.
 
     Raises:
         UnsupportedTargetError: Programs may not read their thread pointer; or pages are
@@ -129,7 +130,7 @@ def check_machine(hwcap2: int, page_bytes: int = PAGE) -> None:
             reason="PAGE_SIZE_UNSUPPORTED",
             hint="a kernel with pages of 4 KiB is needed",
         )
-    needed = native_machine().hwcap2
+    needed = (machine or native_machine()).hwcap2
     if hwcap2 & needed != needed:
         raise UnsupportedTargetError(
             "this kernel does not let programs read their thread pointer (FSGSBASE)",
