@@ -15,7 +15,7 @@ from typing import IO
 
 import pytest
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import SLOWNESS, wait_until
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.credentials import CredentialOptions
 
@@ -37,7 +37,7 @@ class AgentProcess:
     def client(self) -> SyncAgentClient:
         """A new connection to it."""
         return SyncAgentClient.connect(
-            self.address, CredentialOptions(state_directory=self.state_dir), timeout=30.0
+            self.address, CredentialOptions(state_directory=self.state_dir), timeout=30.0 * SLOWNESS
         )
 
     def log(self) -> str:
@@ -83,7 +83,7 @@ def running_agent(
         yield AgentProcess(process, line.removeprefix("listening on ").strip(), state_dir)
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=30) == 0, (state_dir / "log").read_text()
+            assert process.wait(timeout=30 * SLOWNESS) == 0, (state_dir / "log").read_text()
         # A traceback is a bug, also where nobody was answered with it.
         assert "Traceback" not in (state_dir / "log").read_text(), (state_dir / "log").read_text()
     finally:
@@ -137,7 +137,7 @@ def run_remote(agent: AgentProcess, *arguments: str, timeout: float = 60.0) -> C
         _remote_command(agent, arguments),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=timeout * SLOWNESS,
         env=_remote_environment(),
     )
     return CommandResult(done.returncode, done.stdout, done.stderr)
@@ -165,7 +165,7 @@ def run_remote_until(
                 otherwise=lambda: f"never said {said!r}: {_content(err)!r}",
             )
             process.send_signal(signal.SIGINT)
-            code = process.wait(timeout)
+            code = process.wait(timeout * SLOWNESS)
         finally:
             process.kill()
         return CommandResult(code, _content(out), _content(err))

@@ -16,9 +16,10 @@ import pytest
 
 from tests.e2e.conftest import AGENT, AgentProcess, CommandResult, running_agent
 from tests.e2e.support import Recorder, patch
+from tests.support.architecture import variants_here
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged, text_differences
-from tests.support.waiting import wait_until
+from tests.support.waiting import SLOWNESS, wait_until
 from tests.targets.build import build
 from uftrace_agent.engine.manifest import Manifest, find_manifests
 from uftrace_agent.process.address_space import read_mappings
@@ -39,19 +40,23 @@ def socket_of(tmp_path: Path) -> str:
 
 def client_of(agent: AgentProcess, address: str) -> SyncAgentClient:
     return SyncAgentClient.connect(
-        address, CredentialOptions(state_directory=agent.state_dir), timeout=30.0
+        address, CredentialOptions(state_directory=agent.state_dir), timeout=30.0 * SLOWNESS
     )
 
 
 def restore(*arguments: str) -> CommandResult:
     """`uftrace-agent restore`, as a user runs it."""
     done = subprocess.run(
-        [*AGENT, "restore", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [*AGENT, "restore", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60 * SLOWNESS,
+        check=False,
     )
     return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize("variant", ["gcc-O2", "fentry", "cyg", "xray"])
+@pytest.mark.parametrize("variant", variants_here("gcc-O2", "fentry", "bti-pfe2", "cyg", "xray"))
 def test_h86_the_next_agent_goes_on_with_the_session(tmp_path: Path, variant: str) -> None:
     """One stream across two deaths: every call is delivered, or counted as lost."""
     address = socket_of(tmp_path)

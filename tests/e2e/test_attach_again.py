@@ -11,7 +11,7 @@ from tests.e2e.conftest import running_agent
 from tests.e2e.support import KIND_EXIT, Recorder, patch, recording
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_text_unchanged
-from tests.support.waiting import wait_until
+from tests.support.waiting import SLOWNESS, wait_until
 from tests.targets.build import build
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.credentials import CredentialOptions
@@ -99,7 +99,7 @@ def test_h86_code_that_serves_others_now_is_not_gone_back_to(tmp_path: Path) -> 
         target.command("load")
         with running_agent(state, "--listen", address) as agent, agent.client() as client:
             options = CredentialOptions(state_directory=state)
-            lasting = SyncAgentClient.connect(address, options, timeout=30.0)
+            lasting = SyncAgentClient.connect(address, options, timeout=30.0 * SLOWNESS)
             session_id = client.attach(ProcessRef(target.pid)).session.session_id
             recorder = Recorder(lasting, session_id)
             first = patch(client, session_id, ["plugin*!plugin_*"])

@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.conftest import AgentProcess, run_remote, run_remote_until, running_agent
 from tests.e2e.support import Recorder, patch
+from tests.support.architecture import variants_here
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged, text_differences
 from tests.support.waiting import wait_until
@@ -239,7 +240,7 @@ def test_a_limit_of_calls_alone(tmp_path: Path) -> None:
         client.detach(session_id)
 
 
-@pytest.mark.parametrize("variant", ["gcc-O2", "fentry", "cyg", "xray-bare"])
+@pytest.mark.parametrize("variant", variants_here("gcc-O2", "fentry", "pfe2", "cyg", "xray-bare"))
 @pytest.mark.parametrize("writer", [PatchWriter.AUTO, PatchWriter.STOP])
 def test_whatever_the_site_is_it_can_be_taken_out(
     client: SyncAgentClient, variant: str, writer: PatchWriter

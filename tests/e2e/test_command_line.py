@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.conftest import AgentProcess, Remote
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged, text_differences
-from tests.support.waiting import wait_until
+from tests.support.waiting import SLOWNESS, wait_until
 from tests.targets.build import build
 
 
@@ -98,7 +98,7 @@ def test_recorded_calls_are_those_of_the_program(
     wait_until(lambda: bool(text_differences(busy.pid)), timeout=30)
     busy.burst(5000)
     process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=30)[0].decode()
+    output = process.communicate(timeout=30 * SLOWNESS)[0].decode()
     busy.resume()
     assert process.returncode == 0, output
     # 5,000 entries and 5,000 exits

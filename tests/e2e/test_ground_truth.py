@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.support import KIND_ENTRY, KIND_EXIT, Recorder, patch, recording
+from tests.support.architecture import here
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_text_unchanged
 from tests.targets.build import build
@@ -21,10 +22,21 @@ from uftrace_remote.values import PatchOptions, ProcessRef, RecordingOptions
         ("gcc-O0", None),
         ("clang-O2", None),
         ("pg", PatchForm.CALL),
-        ("fentry", PatchForm.CALL),
-        ("fentry-nop", PatchForm.NOP),
-        ("clang-pfe5", PatchForm.NOP),
-        ("pfe5", None),
+        *here(
+            x86_64=[
+                ("fentry", PatchForm.CALL),
+                ("fentry-nop", PatchForm.NOP),
+                ("clang-pfe5", PatchForm.NOP),
+                ("pfe5", None),
+            ],
+            aarch64=[
+                ("pfe2", PatchForm.NOP),
+                ("clang-pfe2", PatchForm.NOP),
+                ("bti", PatchForm.WORD),
+                ("bti-pfe2", PatchForm.NOP),
+                ("pac", PatchForm.WORD),
+            ],
+        ),
         ("cyg", None),
         ("musl", None),
         ("static", None),

@@ -20,6 +20,7 @@ from tests.support.text_compare import (
     text_differences,
 )
 from tests.support.tracefs import define_uprobe, tracefs
+from tests.support.waiting import SLOWNESS
 from tests.targets.build import build
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.enums import PatchStatus, PatchWriter, RefusalReason
@@ -66,7 +67,7 @@ def recorded_by_uftrace(binary: Path, folder: Path, *options: str) -> Iterator[i
         line = process.stdout.readline()
         assert line.startswith("ready "), (line, process.communicate(timeout=20))
         yield int(line.split()[1])
-        out, errors = process.communicate("quit\n", timeout=60)
+        out, errors = process.communicate("quit\n", timeout=60 * SLOWNESS)
         assert "\nok " in f"\n{out}", (out, errors)
     finally:
         process.kill()
@@ -196,7 +197,7 @@ def gdb(pid: int, *commands: str) -> None:
         ["gdb", "-nx", "-q", "-batch", "-p", str(pid), *arguments, "-ex", "detach"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * SLOWNESS,
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done
