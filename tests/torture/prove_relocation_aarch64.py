@@ -1,4 +1,4 @@
-"""The long proof of relocation on AArch64: every instruction of large binaries, and many others.
+"""The long proof of relocation on AArch64: all code of large binaries, and many others.
 
     python -m tests.torture.prove_relocation_aarch64 --jobs 2
 
