@@ -32,7 +32,7 @@ NOT_BY_THEMSELVES = (
 PROGRAM_CASES = [
     (name, "gcc-O2" if "gcc-O2" in program.variants else program.variants[0])
     for name, program in PROGRAMS.items()
-    if name not in NOT_BY_THEMSELVES
+    if name not in NOT_BY_THEMSELVES and program.variants
 ]
 SIGNED = ("bti", "pac")
 EXCEPTION_VARIANTS = variants_here(
