@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from tests.engine.live import Live, attached
+from tests.support.architecture import here
 from tests.support.target_process import DEADLINE, TargetProcess
 from tests.support.text_compare import assert_not_traced, thread_states
 from tests.support.waiting import wait_until
@@ -20,13 +21,15 @@ from tests.targets.build import build
 from uftrace_agent.engine.needed_calls import filter_watch
 from uftrace_agent.errors import TargetGoneError
 from uftrace_agent.process import remote_calls
+from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.remote_calls import RemoteCall, RemoteCaller
 from uftrace_agent.process.threads import thread_ids, thread_state
 from uftrace_agent.runtime.layout import define
 
-GETPID, GETTID, NANOSLEEP, MUNMAP, MADVISE = 39, 186, 35, 11, 28
-GETPPID = 110
+CALLS = native_machine().calls
+GETPID, GETTID, MUNMAP, MADVISE = CALLS.getpid, CALLS.gettid, CALLS.munmap, CALLS.madvise
+NANOSLEEP, GETPPID = here(x86_64=(35, 110), aarch64=(101, 173))
 
 
 def borrow(monkeypatch: pytest.MonkeyPatch, tid: int) -> None:
@@ -180,7 +183,7 @@ def test_any_number_of_calls(target: TargetProcess, count: int) -> None:
 def test_all_six_arguments_arrive(target: TargetProcess) -> None:
     """A mapping that is exactly where, what and how it was asked for."""
     with attached(target.pid) as live:
-        mmap, place, size = 9, 0x7000_0000_0000, 0x5000
+        mmap, place, size = CALLS.mmap, 0x7000_0000_0000, 0x5000
         flags = 0x2 | 0x20 | 0x100000  # private, anonymous, only there
         caller = live.attachment.annex.caller
         (result,) = caller.call([RemoteCall(mmap, (place, size, 1, flags, -1, 0))])

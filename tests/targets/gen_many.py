@@ -179,12 +179,12 @@ static void sweep(long n)
 	harness_reply("sweep done %ld", n);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	static const harness_command commands[] = {
 		{ "burst", burst }, { "sweep", sweep }, { NULL, NULL }
 	};
-	harness_spawn(8, worker);
+	harness_spawn(argc > 1 ? atoi(argv[1]) : 8, worker);
 	return harness_main(commands, NULL);
 }"""
 
