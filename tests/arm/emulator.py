@@ -219,5 +219,8 @@ def _devices(booted: Image, memory: Path, private: bool, ports: Sequence[int]) -
 
 
 def _version() -> str:
-    done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
+    try:
+        done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        raise MachineError(f"no {QEMU} here; scripts/apt-packages.txt has its package") from None
     return done.stdout.splitlines()[0]

@@ -34,7 +34,7 @@ def suite() -> list[str]:
     return [line for line in lines if line]
 
 
-def start(machine: Machine, command: Sequence[str], builds: str, *, warm: bool = False) -> Job:
+def start(machine: Machine, command: Sequence[str], *, builds: str = "", warm: bool = False) -> Job:
     """Start a command in a fresh copy of the checkout; ``builds`` is where it gets programs."""
     environment = {"UFTRACE_TESTS_SLOWNESS": str(SLOWNESS), "UFTRACE_TESTS_BUILDS": builds}
     return machine.start(
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     """The command line."""
     with build_service() as builds, Machine() as machine:
         if arguments[:1] == ["--"]:
-            job = start(machine, arguments[1:], builds)
+            job = start(machine, arguments[1:], builds=builds)
         else:
-            job = start(machine, [*PYTEST, *(arguments or suite())], builds, warm=True)
+            job = start(machine, [*PYTEST, *(arguments or suite())], builds=builds, warm=True)
         with job:
             return job.wait(RUN_SECONDS, echo=sys.stdout.buffer) & 0xFF
 

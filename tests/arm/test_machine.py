@@ -183,3 +183,16 @@ def test_a_guest_asks_for_programs(machine: Machine) -> None:
             "print(subprocess.run(['./storm'], input=b'quit', capture_output=True).stdout)\n"
         )
         assert "ok" in " ".join(_python(machine, code))
+
+
+@pytest.mark.parametrize(("variant", "guarded"), [("bti", True), ("pads", False)])
+def test_only_programs_made_for_it_have_guarded_pages(
+    machine: Machine, variant: str, guarded: bool
+) -> None:
+    script = (
+        "mkfifo in; ./busy8 <in >out & exec 3>in\n"
+        "until grep -q ready out; do sleep 0.1; done\n"
+        "grep -A 30 'r-xp.*busy8' /proc/$!/smaps | grep -m 1 VmFlags; kill $!\n"
+    )
+    done = machine.run(["sh", "-c", script], put={"busy8": build("busy8", variant, "aarch64")})
+    assert ("bt" in done.output.split()) is guarded, done.output

@@ -20,6 +20,13 @@ COMMON = ("-Wall", "-Wextra", "-pthread")
 XRAY = ("-fxray-instrument", "-fxray-instruction-threshold=1")
 # Past the driver, which then does not link XRay's runtime.
 XRAY_BARE = tuple(word for flag in XRAY for word in ("-Xclang", flag))
+# For guarded pages every object of a program has to be made for them, and Debian's start
+# files are not: the C library starts constructors without them. libgcc is not either; its
+# functions are only called directly, which needs no pads, but for a constructor that comes
+# with atomic instructions.
+_PADS = ("-mbranch-protection=standard", "-mno-outline-atomics")
+_GUARDED = ("-nostartfiles", str(HERE / "start_aarch64.S"), "-Wl,-z,force-bti")
+EXPECTED_WARNING = "BTI turned on by -z force-bti"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +76,17 @@ VARIANTS: dict[str, Variant] = {
     "clang-O0": _clang(opt=0),
     "clang-O2": _clang(),
     "cet": _gcc("-fcf-protection=full", machines=X86_64),
-    # Landing pads and signed return addresses, as distributions build for arm64. Whether
-    # the loader asks the kernel to check landing pads is up to the start files' notes.
-    "bti": _gcc("-mbranch-protection=standard", machines=AARCH64),
+    # Landing pads and signed return addresses, as distributions build for arm64.
+    "pads": _gcc("-mbranch-protection=standard", machines=AARCH64),
     "pac": _gcc("-mbranch-protection=pac-ret+leaf", machines=AARCH64),
-    "clang-bti": _clang("-mbranch-protection=standard", machines=AARCH64),
+    # The same in pages that the processor guards: jumps must land on pads.
+    "bti": _gcc(*_PADS, link=_GUARDED, machines=AARCH64),
+    "clang-bti": _clang(*_PADS, link=_GUARDED, machines=AARCH64),
+    "bti-pfe2": _gcc(
+        *("-fpatchable-function-entry=2", *_PADS),
+        link=_GUARDED,
+        machines=AARCH64,
+    ),
     "nopie": _gcc("-fno-pie", link=("-no-pie",)),
     "static": _gcc("-fno-pie", link=("-static",)),
     "static-pie": _gcc("-fPIE", link=("-static-pie",)),
@@ -93,9 +106,6 @@ VARIANTS: dict[str, Variant] = {
     # Two instructions, as Linux builds itself for arm64.
     "pfe2": _gcc("-fpatchable-function-entry=2", machines=AARCH64),
     "clang-pfe2": _clang("-fpatchable-function-entry=2", machines=AARCH64),
-    "bti-pfe2": _gcc(
-        "-fpatchable-function-entry=2", "-mbranch-protection=standard", machines=AARCH64
-    ),
     "pfe5": _gcc("-fpatchable-function-entry=5"),
     "clang-pfe5": _clang("-fpatchable-function-entry=5"),
     "pfe16-8": _gcc("-fpatchable-function-entry=16,8"),
@@ -116,6 +126,8 @@ ALL = tuple(VARIANTS)
 # What a program may need: glibc, no SIGPROF timer but its own, dlopen.
 GLIBC = tuple(name for name in ALL if name != "musl")
 NO_SIGPROF = tuple(name for name in ALL if name not in ("pg", "fentry", "fentry-nop"))
+# What assembly has that was written without landing pads.
+UNGUARDED = tuple(name for name in ALL if "-z,force-bti" not in "".join(VARIANTS[name].link))
 RUST = ("rust-O0", "rust-O3")
 GO = ("go",)
 DYNAMIC = tuple(name for name in GLIBC if not name.startswith("static"))
@@ -154,7 +166,7 @@ _PROGRAMS: dict[str, Program] = {
     "busy8": Program(("busy8.c",)),
     "delayed": Program(("delayed.c",), (DEFAULT,)),
     "storm": Program(("storm.c",)),
-    "shapes": Program(("shapes.c", "shapes_asm.S")),
+    "shapes": Program(("shapes.c", "shapes_asm.S"), UNGUARDED),
     "exceptions": Program(("exceptions.cc",), GLIBC),
     "longjmp": Program(("longjmp.c",)),
     # Neither a signal frame nor lazy binding, which saves all vector registers,
