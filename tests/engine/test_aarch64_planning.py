@@ -53,6 +53,7 @@ def plan(
     *,
     writer: Writer = Writer.AUTO,
     has_exit: bool = True,
+    exit_refusal: Refusal | None = None,
     sleds: tuple[LiveSled, ...] = (),
     is_go: bool = False,
     layout: CodeLayout | None = None,
@@ -74,7 +75,7 @@ def plan(
         7,
         writer,
         has_exit,
-        None,
+        exit_refusal,
         frugal=False,
         entry_only=not has_exit,
     )
@@ -144,6 +145,13 @@ def test_a_landing_pad_and_nothing_else_is_too_short() -> None:
 @pytest.mark.parametrize("first", [BRK, pack(0xD400_0001), pack(0xC85F_7C20)])
 def test_what_cannot_run_elsewhere_is_refused(first: bytes) -> None:
     assert refusal_of(first + RET).refusal is Refusal.UNMOVABLE_INSTRUCTION
+
+
+def test_h43_a_call_stays_where_the_processor_keeps_return_addresses() -> None:
+    call = branch_link(SITE, SITE + 64) + RET
+    refused = refusal_of(call, has_exit=False, exit_refusal=Refusal.SHADOW_STACK)
+    assert refused.refusal is Refusal.SHADOW_STACK
+    assert plan(ADD + RET, has_exit=False, exit_refusal=Refusal.SHADOW_STACK)
 
 
 def test_go_is_refused() -> None:

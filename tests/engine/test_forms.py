@@ -431,3 +431,11 @@ def test_any_code_is_refused_or_gets_a_sound_plan(
         assert plan.writer is Writer.BYTE
     if writer is Writer.STOP:
         assert plan.writer is Writer.STOP
+
+
+def test_h43_a_call_stays_where_the_processor_keeps_return_addresses() -> None:
+    call = bytes.fromhex("e800000000") + FOLLOWING
+    with pytest.raises(RefusedError) as refused:
+        Case().plan(call, has_exit=False, exit_refusal=Refusal.SHADOW_STACK)
+    assert refused.value.refusal is Refusal.SHADOW_STACK
+    assert Case().plan(call, has_exit=False).form is Form.NEAR

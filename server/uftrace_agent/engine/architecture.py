@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from uftrace_agent.engine.layout import CodeLayout
-from uftrace_agent.engine.model import Refusal, Writer
+from uftrace_agent.engine.model import Refusal, RefusedError, Writer
 from uftrace_agent.engine.site import FunctionCode, SitePlan
 
 
@@ -44,6 +44,19 @@ class SiteRequest:
     frugal: bool
     entry_only: bool = False
     allow_multi: bool = False
+
+    def check_calls(self, displaced_calls: bool) -> None:
+        """Refuse to displace a call where the processor keeps return addresses itself: what
+        stands in for it elsewhere is no call to the processor (H43).
+
+        Raises:
+            RefusedError: It may not be displaced.
+        """
+        if displaced_calls and self.exit_refusal is Refusal.SHADOW_STACK:
+            raise RefusedError(
+                Refusal.SHADOW_STACK,
+                "its first instruction is a call, which the processor's shadow stack has to see",
+            )
 
 
 class Architecture(Protocol):

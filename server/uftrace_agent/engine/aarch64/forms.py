@@ -122,6 +122,7 @@ def _plan_word(
     request: SiteRequest, layout: CodeLayout, region: CodeRegion, make_stub: _MakeStub
 ) -> SitePlan:
     site = entry_site(request.function)
+    request.check_calls(site.instruction.is_call())
     writer = _writer(request, site.instruction)
     stub = layout.take_stub(region)
     try:

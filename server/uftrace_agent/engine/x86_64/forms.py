@@ -202,6 +202,7 @@ class X86Architecture:
         *,
         hook: bool = False,
     ) -> SitePlan:
+        request.check_calls(site.instruction.is_call())
         return self._place(
             request,
             layout,

@@ -59,6 +59,7 @@ def plan_multi(request: SiteRequest, layout: CodeLayout, targets: JumpTargetsCac
     if request.exit_refusal is Refusal.IRREGULAR_FRAME:
         raise RefusedError(Refusal.IRREGULAR_FRAME, "multi: exceptions may land at its beginning")
     window = _window(function)
+    request.check_calls(any(each.is_call() for each in window.instructions))
     _check_entries(function, window, targets)
     region = layout.region_near(request.module.start, request.module.end)
     stub = layout.take_stub(region)
