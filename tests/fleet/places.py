@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 from tests.targets.build import build
 
 # The first process of the namespace outlives its agent, whose programs live on then.
-_INIT = '"$@" & wait $!; echo $? > "$0"; exec sleep 3600'
+_INIT = '"$@" & wait $!; echo $? > "$0"; exec sleep 3600 >/dev/null'
 
 
 def _child(pid: int) -> int:

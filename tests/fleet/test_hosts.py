@@ -200,7 +200,7 @@ def test_a_host_that_is_listed_is_found_without_its_group(fleet: FleetOfAgents) 
         ("ps", named),
         ("-H", named, "ps"),
         ("status", named),
-        ("functions", f"{named}:{first.pid}", "main"),
+        ("functions", f"{named}:{os.getpid()}", "--limit", "1"),
     ):
         done = fleet.remote(*arguments)
         assert done.code == 0, (arguments, done)
