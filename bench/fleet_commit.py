@@ -53,7 +53,7 @@ class Skew:
 
 @contextmanager
 def fleet_of(count: int) -> Iterator[list[FleetHost]]:
-    """So many agents, with a program beside each."""
+    """So many agents, with a program beside each; all are there to the end."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         program = build("blocked")
@@ -81,6 +81,9 @@ def fleet_of(count: int) -> Iterator[list[FleetHost]]:
                 logs = "".join(path.read_text() for path in folder.glob("log*"))
                 raise RuntimeError(f"an agent or a program did not start:\n{logs[:2000]}")
         yield hosts
+        for process, host in zip(agents, (h for h in hosts for _ in range(2)), strict=True):
+            if process.poll() is not None:
+                raise RuntimeError(f"on {host} something ended with {process.returncode}")
 
 
 async def _measure(hosts: list[FleetHost], rounds: int) -> list[Skew]:

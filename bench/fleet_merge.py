@@ -250,6 +250,19 @@ async def _both(state: Path, addresses: list[str], seconds: float) -> tuple[Clie
             await member.agent.client.close()
 
 
+def _clients(
+    seconds: float, rounds: int
+) -> Iterator[tuple[float, list[ClientRun], list[ClientRun]]]:
+    # One loop for all: what grpc.aio does behind a loop that is closed it says loudly.
+    with asyncio.Runner() as runner:
+        for rate in RATES:
+            runs = []
+            for _ in range(rounds):
+                with _flood(rate) as (state, addresses):
+                    runs.append(runner.run(_both(state, addresses, seconds)))
+            yield rate, [merged for _, merged in runs], [counted for counted, _ in runs]
+
+
 # -- the figures ---------------------------------------------------------------
 
 
@@ -270,13 +283,7 @@ def run(seconds: float, rounds: int) -> Figures:
     heap, sort = (median([getattr(each, name) for each in merges]) for name in ("heap", "sort"))
     outcome.values["merge"] = [asdict(each) for each in merges]
     sustained = 0.0
-    for rate in RATES:
-        merged, counted = [], []
-        for _ in range(rounds):
-            with _flood(rate) as (state, addresses):
-                without, with_merge = asyncio.run(_both(state, addresses, seconds))
-                counted.append(without)
-                merged.append(with_merge)
+    for rate, merged, counted in _clients(seconds, rounds):
         outcome.values[f"{rate:g}"] = [asdict(each) for each in merged]
         outcome.values[f"{rate:g} counted"] = [asdict(each) for each in counted]
         best = max(merged, key=lambda each: each.delivered)
