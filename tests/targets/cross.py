@@ -97,6 +97,7 @@ def _musl_specs() -> Path:
 def _unpacked(*packages: str) -> Path:
     folder = CACHE / f"unpacked-{packages[0]}"
     if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
             unpack(download(packages), Path(scratch, "root"))
             with contextlib.suppress(OSError):  # another process was faster
