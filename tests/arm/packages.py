@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import urllib.parse
 from collections.abc import Collection, Iterator, Sequence
@@ -24,12 +23,6 @@ APT = CACHE / "apt"
 ARCHIVES = APT / "archives"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 RELEASE = "bookworm"
-# Where the host itself is another release, or does not use apt.
-MIRRORS = (
-    ("http://deb.debian.org/debian", RELEASE),
-    ("http://deb.debian.org/debian-security", f"{RELEASE}-security"),
-)
-
 _SETTINGS = """\
 APT::Architecture "arm64";
 APT::Architectures {{ "arm64"; }};
@@ -146,15 +139,17 @@ def _make_world() -> None:
         _apt("get", "update")
 
 
-# The mirror that the host uses is likely the one that can be reached.
-def _mirrors() -> Sequence[tuple[str, str]]:
+# The mirror that the host uses is the one that can be reached.
+def _mirrors() -> list[tuple[str, str]]:
     form = ["--format", "$(SITE) $(RELEASE)", "Created-By: Packages", "Component: main"]
-    if shutil.which("apt-get") is None:
-        raise RuntimeError("no apt-get here: packages for arm64 come from Debian")
-    done = subprocess.run(["apt-get", "indextargets", *form], capture_output=True, text=True)
+    done = subprocess.run(
+        ["apt-get", "indextargets", *form], capture_output=True, text=True, check=True
+    )
     pairs = {tuple(line.split()) for line in done.stdout.splitlines()}
-    used = sorted(pair for pair in pairs if pair[1] in (RELEASE, f"{RELEASE}-security"))
-    return used if any(release == RELEASE for _, release in used) else MIRRORS
+    used = sorted((site, name) for site, name in pairs if name.split("-")[0] == RELEASE)
+    if not any(name == RELEASE for _, name in used):
+        raise RuntimeError(f"apt here has no source for {RELEASE}, which the guest is made of")
+    return used
 
 
 def _fetch(packages: Sequence[str], dependencies: bool, leave_out: Collection[str]) -> list[Path]:
