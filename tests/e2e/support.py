@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.support.waiting import SLOWNESS
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.enums import EndReason, LossStage, PatchStatus
 from uftrace_remote.values import PatchOptions, PatchResult, ProcessRef, RecordingOptions
@@ -68,7 +69,7 @@ class Recorder:
         )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        assert self._first.wait(20), "the stream sent nothing"
+        assert self._first.wait(20 * SLOWNESS), "the stream sent nothing"
 
     def _run(self) -> None:
         recording = self.recording
@@ -96,7 +97,7 @@ class Recorder:
 
     def finish(self) -> Recording:
         """Wait for the stream's end."""
-        self._thread.join(60)
+        self._thread.join(60 * SLOWNESS)
         assert not self._thread.is_alive(), "the stream did not end"
         if self._error is not None:
             raise self._error

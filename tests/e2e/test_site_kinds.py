@@ -19,6 +19,7 @@ from tests.support.text_compare import (
     assert_text_unchanged,
     text_differences,
 )
+from tests.support.waiting import SLOWNESS
 from tests.targets.build import build
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.enums import PatchForm, PatchStatus, PatchWriter, SiteKind
@@ -310,7 +311,7 @@ class EventCounter:
         self._first = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        assert self._first.wait(20)
+        assert self._first.wait(20 * SLOWNESS)
 
     def _run(self) -> None:
         names: dict[int, str] = {}
@@ -326,7 +327,7 @@ class EventCounter:
             self._first.set()
 
     def finish(self) -> Counter[str]:
-        self._thread.join(60)
+        self._thread.join(60 * SLOWNESS)
         assert not self._thread.is_alive()
         return self.counts
 
