@@ -56,7 +56,7 @@ def fleet_of(count: int) -> Iterator[list[FleetHost]]:
     """So many agents, with a program beside each; all are there to the end."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        program = build("blocked")
+        program = build("delayed")
         hosts: list[FleetHost] = []
         agents: list[subprocess.Popen[str]] = []
         # They end with their namespaces.
@@ -65,7 +65,7 @@ def fleet_of(count: int) -> Iterator[list[FleetHost]]:
             state = folder / f"state{number}"
             listen = ("--listen", f"{host.address}:50051", "--state-dir", str(state))
             log = stack.enter_context((folder / f"log{number}").open("w"))
-            for command in ([str(program)], [*AGENT, *listen, "--budget", "off"]):
+            for command in ([str(program), "0"], [*AGENT, *listen, "--budget", "off"]):
                 process = subprocess.Popen(
                     [*host.inside, *command],
                     stdin=subprocess.PIPE,
@@ -90,7 +90,7 @@ async def _measure(hosts: list[FleetHost], rounds: int) -> list[Skew]:
     found = []
     async with Fleet(hosts, 60.0, options=CredentialOptions()) as fleet:
         for _ in range(rounds):
-            members = await fleet.members("blocked")
+            members = await fleet.members("delayed")
             assert len(members.values) == len(hosts), members.failures
             done = await fleet.patch(members, PatchPlan(("leaf",)))
             assert done.is_enabled, [str(each.error) for each in done.failed]
