@@ -271,6 +271,7 @@ class Coordination:
 # moment is the same on all hosts, however busy they are. For some milliseconds alone.
 @contextlib.contextmanager
 def _punctual() -> Iterator[None]:
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except OSError:
@@ -279,7 +280,7 @@ def _punctual() -> Iterator[None]:
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(0, *before)
 
 
 def _settle(held: _Held, done: asyncio.Future[CommitOutcome]) -> None:
