@@ -3,7 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON_DIRS := server client build_support tests scripts docs/examples $(wildcard bench) setup.py
-TESTS ?= tests
+# `make arm` has tests/arm.
+TESTS ?= tests --ignore=tests/arm
 PYTEST_ARGS ?=
 TORTURE_ARGS ?=
 CHURN_ARGS ?=
@@ -63,6 +64,9 @@ prove: setup ## Compare moved code with the original, on real binaries, for PROV
 .PHONY: arm
 arm: setup ## Run the tests of tests/arm/suite.txt on AArch64, in an emulator (ARM_ARGS='tests/unit/test_rings.py' for others)
 	@$(BIN)/python -m tests.arm.run $(ARM_ARGS)
+ifeq ($(ARM_ARGS),)
+	@$(BIN)/python -m pytest -q tests/arm
+endif
 
 .PHONY: clean
 clean: ## Remove everything that can be made again
