@@ -209,8 +209,10 @@ static int run(void *argument)
 	do
 		error = uh_await_stop(remote->tid, uh_now() + remote->deadline_nanos, &signal);
 	while (error == -EAGAIN);
-	if (error)
-		return error; /* this thread's end detaches */
+	if (error) {
+		uh_release_late(remote->pid, remote->tid, &w.note);
+		return error;
+	}
 	begin = uh_now();
 	if (signal) {
 		/* A signal of the program's own comes first. */
@@ -292,8 +294,10 @@ static int look(void *argument)
 	do
 		error = uh_await_stop(l->tid, uh_now() + l->deadline_nanos, &signal);
 	while (error == -EAGAIN);
-	if (error)
+	if (error) {
+		uh_release_late(l->pid, l->tid, &note);
 		return error;
+	}
 	error = uh_get_registers(l->tid, &registers);
 	l->pc = uh_pc(&registers);
 	l->sp = uh_sp(&registers);

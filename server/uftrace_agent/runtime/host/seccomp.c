@@ -183,8 +183,10 @@ static int look_at_filters(void *argument)
 	do
 		error = uh_await_stop(f->tid, uh_now() + f->deadline_nanos, &signal);
 	while (error == -EAGAIN);
-	if (error)
+	if (error) {
+		uh_release_late(f->pid, f->tid, &note);
 		return error;
+	}
 	begin = uh_now();
 	error = read_filters(f);
 	/* With a signal, the call ends as it would have ended without us. */

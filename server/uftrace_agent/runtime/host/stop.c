@@ -120,8 +120,8 @@ static int freeze(pid_t pid, uint64_t deadline, uint32_t *count)
 	}
 }
 
-/* Let all go again. A thread that did not stop yet (D state, frozen) cannot be
- * detached by request; the end of the calling thread does it (see worker.c). */
+/* Let all go again, those that have not stopped yet at last: they cannot be detached by
+ * request before they do (see worker.c). */
 static void thaw(pid_t pid, uint32_t count, struct uh_pause *pause)
 {
 	for (uint32_t i = 0; i < count; i++) {
@@ -137,6 +137,9 @@ static void thaw(pid_t pid, uint32_t count, struct uh_pause *pause)
 	for (uint32_t i = 0; i < count; i++)
 		if (tracees[i].tid && tracees[i].stopped_at)
 			uh_note_pause(pause, tracees[i].tid, tracees[i].stopped_for);
+	for (uint32_t i = 0; i < count; i++)
+		if (tracees[i].tid && !tracees[i].stopped_at)
+			uh_release_late(pid, tracees[i].tid, &tracees[i].note);
 }
 
 /* The range that `address` lies in, or 0; ranges by rising address. */

@@ -20,6 +20,11 @@
 
 #include "arch_host.h"
 
+/* How long a thread that should have stopped by now may wait for a processor, and how
+ * often that is looked at. */
+#define LATE_NANOS 5000000000ull
+#define LATE_LOOK_NANOS 20000000ull
+
 uint64_t uh_now(void)
 {
 	struct timespec now;
@@ -162,4 +167,42 @@ int uh_repair_interrupted_call(pid_t pid, pid_t tid, const struct uh_call_note *
 		return 0;
 	uh_reenter_call(&registers, note);
 	return uh_set_registers(tid, &registers);
+}
+
+/* The letter of /proc/PID/task/TID/stat; 'X' where there is none. */
+static char thread_letter(pid_t pid, pid_t tid)
+{
+	char path[64], text[256] = "", letter = 'X';
+	const char *behind_name;
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return letter;
+	if (read(fd, text, sizeof text - 1) > 0 && (behind_name = strrchr(text, ')')))
+		sscanf(behind_name + 1, " %c", &letter);
+	close(fd);
+	return letter;
+}
+
+/* Let a thread go that was asked to stop and has not done so in time. One that only
+ * waits for a processor has left its system call already, and must not find an EINTR there
+ * (H69): it is waited for, while nobody else is stopped. Who cannot run (D state, frozen)
+ * is let go by the end of the calling thread. */
+void uh_release_late(pid_t pid, pid_t tid, const struct uh_call_note *note)
+{
+	const uint64_t until = uh_now() + LATE_NANOS;
+	int error, signal, runs;
+
+	do {
+		runs = thread_letter(pid, tid) == 'R';
+		error = uh_await_stop(tid, runs ? uh_now() + LATE_LOOK_NANOS : 0, &signal);
+		if (!error) {
+			if (!signal)
+				uh_repair_interrupted_call(pid, tid, note);
+			uh_detach(tid, signal);
+			return;
+		}
+	} while (runs && error != -ESRCH && uh_now() < until);
 }

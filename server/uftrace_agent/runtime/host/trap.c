@@ -245,20 +245,21 @@ static int is_in_call(const struct uh_trap *trap, pid_t tid)
 	return pc && !is_in_handler(trap, strtoull(pc, 0, 16));
 }
 
-/* Ask every thread that runs to stop; how many were asked, or an error. */
-static int interrupt_running(const struct uh_trap *trap, pid_t *tids)
+/* Ask every thread that runs to stop; how many were asked, or an error. *listed: how many
+ * there are. */
+static int interrupt_running(const struct uh_trap *trap, pid_t *tids, int *listed)
 {
-	int asked = 0, listed;
+	int asked = 0;
 
-	listed = uh_list_threads(trap->pid, tids, UH_MAX_THREADS);
-	for (int i = 0; i < listed; i++) {
+	*listed = uh_list_threads(trap->pid, tids, UH_MAX_THREADS);
+	for (int i = 0; i < *listed; i++) {
 		/* Who cannot be seized is ending. */
 		if (is_in_call(trap, tids[i]) || uh_seize(tids[i], PTRACE_O_TRACESYSGOOD))
 			continue;
 		ptrace(PTRACE_INTERRUPT, tids[i], 0, 0);
 		asked++;
 	}
-	return listed < 0 ? listed : asked;
+	return *listed < 0 ? *listed : asked;
 }
 
 /* Look at one thread that has stopped, and let it go on at once. At a stop, a trap that
@@ -292,12 +293,14 @@ static int look_at_stopped(struct uh_trap *trap, const siginfo_t *info)
 static int settle_with(struct uh_trap *trap, pid_t *tids)
 {
 	const uint64_t deadline = uh_now() + trap->deadline_nanos;
-	int asked, again;
+	struct uh_call_note none;
+	int asked, again, listed;
 
+	uh_note_no_call(&none);
 	uh_hurry(1);
 	do {
 		again = 0;
-		asked = interrupt_running(trap, tids);
+		asked = interrupt_running(trap, tids, &listed);
 		if (asked < 0)
 			return asked;
 		for (unsigned spins = 0; asked; spins++) {
@@ -317,7 +320,9 @@ static int settle_with(struct uh_trap *trap, pid_t *tids)
 				asked--;
 				spins = 0;
 			} else if (uh_now() > deadline) {
-				return -ETIMEDOUT; /* this thread's end detaches */
+				for (int i = 0; i < listed; i++)
+					uh_release_late(trap->pid, tids[i], &none);
+				return -ETIMEDOUT;
 			} else if (spins > 20) {
 				nanosleep(&pause, 0);
 			}
