@@ -37,6 +37,12 @@ class MixedFleet:
 
     def remote(self, *arguments: str, stdin: str = "") -> CommandResult:
         """Run `uftrace-remote`."""
+        with self.started(*arguments) as process:
+            out, errors = process.communicate(stdin, timeout=600)
+        return CommandResult(process.returncode, out, errors)
+
+    def started(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `uftrace-remote`."""
         environment = {
             **os.environ,
             "NO_COLOR": "1",
@@ -52,10 +58,10 @@ class MixedFleet:
             *("--timeout", "120"),
             *arguments,
         ]
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=600, env=environment
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment
         )
-        return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +122,7 @@ def test_one_patch_comes_into_effect_on_both_or_on_none(fleet: MixedFleet) -> No
 
 def test_both_are_one_trace(fleet: MixedFleet, tmp_path: Path) -> None:
     out = tmp_path / "trace"
-    done = fleet.remote("record", f"@both:{NAME}", "chain_*", "-d", "3", "-o", str(out))
+    done = fleet.remote("record", f"@both:{NAME}", "chain_*", "-d", "1", "-o", str(out))
     assert done.code == 0, done
     recorded = json.loads((out / "fleet.json").read_text())
     assert len(recorded["members"]) == 2, recorded
@@ -125,7 +131,19 @@ def test_both_are_one_trace(fleet: MixedFleet, tmp_path: Path) -> None:
     for name in ("chain_a", "chain_b", "chain_c"):
         rows = [line for line in report.out.splitlines() if name in line]
         assert rows, report.out
-    merged = fleet.remote("replay", str(out))
-    assert merged.code == 0
-    hosts = {line.split()[0] for line in merged.out.splitlines() if "chain_a" in line}
-    assert len(hosts) == 2, merged.out[:2000]
+    # Both are in one order: hosts take turns in it.
+    assert len(hosts_of_first_lines(fleet, out)) == 2
+
+
+# Of so many lines as it takes to see both; there are millions.
+def hosts_of_first_lines(fleet: MixedFleet, trace: Path) -> set[str]:
+    hosts: set[str] = set()
+    with fleet.started("replay", str(trace)) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "chain_a" in line:
+                hosts.add(line.split()[0])
+            if len(hosts) == 2:
+                break
+        process.kill()
+    return hosts
