@@ -12,12 +12,10 @@ other. What is prepared and not committed in time is dropped.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol, TypeVar
@@ -192,15 +190,12 @@ class Coordination:
 
         def barrier() -> bool:
             nonlocal passed_ns
-            while (left_ns := held.at_ns - time.monotonic_ns()) > 2 * _SLICE_NS:
-                if held.given_up.wait(_SLICE_NS / 1e9):
+            while (left_ns := held.at_ns - time.monotonic_ns()) > 0:
+                if held.given_up.wait(min(left_ns, _SLICE_NS) / 1e9):
                     return False
-                self._breathe()
-            with _punctual():
-                while (left_ns := held.at_ns - time.monotonic_ns()) > 0:
-                    if held.given_up.wait(left_ns / 1e9):
-                        return False
-                passed_ns = time.monotonic_ns()
+                if left_ns > 2 * _SLICE_NS:
+                    self._breathe()
+            passed_ns = time.monotonic_ns()
             is_late = passed_ns - held.at_ns > held.most_late_ns
             return not (is_late or held.given_up.is_set())
 
@@ -265,22 +260,6 @@ class Coordination:
         if self._held is None or self._held.preparation_id != preparation_id:
             raise _gone(preparation_id)
         return self._held
-
-
-# This thread waits for no processor that others use, where the kernel allows that: the
-# moment is the same on all hosts, however busy they are. For some milliseconds alone.
-@contextlib.contextmanager
-def _punctual() -> Iterator[None]:
-    before = os.sched_getscheduler(0), os.sched_getparam(0)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, *before)
 
 
 def _settle(held: _Held, done: asyncio.Future[CommitOutcome]) -> None:
