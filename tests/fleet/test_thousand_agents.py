@@ -56,7 +56,12 @@ async def test_all_are_asked_and_none_is_left_out(agents: SimulatedAgents) -> No
 async def test_one_patch_on_all(fleet: Fleet) -> None:
     found = await fleet.members(PROCESS)
     assert len(found.values) == COUNT and not found.failures
-    done = await fleet.patch(found, PLAN)
+    # Beside other work some of so many may be late: then it is on nobody, and tried again.
+    for _ in range(3):
+        done = await fleet.patch(found, PLAN)
+        if done.is_enabled:
+            break
+        assert not done.enabled
     assert done.is_enabled and len(done.enabled) == COUNT
     assert all(each.step is Step.CONFIRMED for each in done.members)
     moments = {
