@@ -148,7 +148,9 @@ int uh_await_any(pid_t tid, uint64_t deadline, int *signal, int *in_call);
 void uh_detach(pid_t tid, int signal);
 int uh_interrupt(pid_t pid, pid_t tid, struct uh_call_note *note);
 int uh_repair_interrupted_call(pid_t pid, pid_t tid, const struct uh_call_note *note);
-void uh_release_late(pid_t pid, pid_t tid, const struct uh_call_note *note);
+/* How long threads that should have stopped by now may wait for a processor, all together. */
+#define UH_LATE_NANOS 2000000000ull
+void uh_release_late(pid_t pid, pid_t tid, const struct uh_call_note *note, uint64_t until);
 int uh_touch(int mem_fd, const struct uh_site *sites, uint32_t count);
 int uh_write_sites(int mem_fd, struct uh_site *sites, uint32_t count, int thunks_stay);
 int uh_read_exact(int fd, void *data, size_t size, uint64_t address);

@@ -210,7 +210,7 @@ static int run(void *argument)
 		error = uh_await_stop(remote->tid, uh_now() + remote->deadline_nanos, &signal);
 	while (error == -EAGAIN);
 	if (error) {
-		uh_release_late(remote->pid, remote->tid, &w.note);
+		uh_release_late(remote->pid, remote->tid, &w.note, uh_now() + UH_LATE_NANOS);
 		return error;
 	}
 	begin = uh_now();
@@ -295,7 +295,7 @@ static int look(void *argument)
 		error = uh_await_stop(l->tid, uh_now() + l->deadline_nanos, &signal);
 	while (error == -EAGAIN);
 	if (error) {
-		uh_release_late(l->pid, l->tid, &note);
+		uh_release_late(l->pid, l->tid, &note, uh_now() + UH_LATE_NANOS);
 		return error;
 	}
 	error = uh_get_registers(l->tid, &registers);

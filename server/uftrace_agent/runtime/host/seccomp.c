@@ -184,7 +184,7 @@ static int look_at_filters(void *argument)
 		error = uh_await_stop(f->tid, uh_now() + f->deadline_nanos, &signal);
 	while (error == -EAGAIN);
 	if (error) {
-		uh_release_late(f->pid, f->tid, &note);
+		uh_release_late(f->pid, f->tid, &note, uh_now() + UH_LATE_NANOS);
 		return error;
 	}
 	begin = uh_now();

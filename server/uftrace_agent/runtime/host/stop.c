@@ -124,6 +124,8 @@ static int freeze(pid_t pid, uint64_t deadline, uint32_t *count)
  * request before they do (see worker.c). */
 static void thaw(pid_t pid, uint32_t count, struct uh_pause *pause)
 {
+	uint64_t until;
+
 	for (uint32_t i = 0; i < count; i++) {
 		struct uh_tracee *tracee = &tracees[i];
 
@@ -137,9 +139,10 @@ static void thaw(pid_t pid, uint32_t count, struct uh_pause *pause)
 	for (uint32_t i = 0; i < count; i++)
 		if (tracees[i].tid && tracees[i].stopped_at)
 			uh_note_pause(pause, tracees[i].tid, tracees[i].stopped_for);
+	until = uh_now() + UH_LATE_NANOS;
 	for (uint32_t i = 0; i < count; i++)
 		if (tracees[i].tid && !tracees[i].stopped_at)
-			uh_release_late(pid, tracees[i].tid, &tracees[i].note);
+			uh_release_late(pid, tracees[i].tid, &tracees[i].note, until);
 }
 
 /* The range that `address` lies in, or 0; ranges by rising address. */

@@ -20,9 +20,7 @@
 
 #include "arch_host.h"
 
-/* How long a thread that should have stopped by now may wait for a processor, and how
- * often that is looked at. */
-#define LATE_NANOS 5000000000ull
+/* How often it is looked at whether a late thread still waits for a processor. */
 #define LATE_LOOK_NANOS 20000000ull
 
 uint64_t uh_now(void)
@@ -190,9 +188,8 @@ static char thread_letter(pid_t pid, pid_t tid)
  * waits for a processor has left its system call already, and must not find an EINTR there
  * (H69): it is waited for, while nobody else is stopped. Who cannot run (D state, frozen)
  * is let go by the end of the calling thread. */
-void uh_release_late(pid_t pid, pid_t tid, const struct uh_call_note *note)
+void uh_release_late(pid_t pid, pid_t tid, const struct uh_call_note *note, uint64_t until)
 {
-	const uint64_t until = uh_now() + LATE_NANOS;
 	int error, signal, runs;
 
 	do {

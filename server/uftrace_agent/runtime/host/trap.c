@@ -320,8 +320,10 @@ static int settle_with(struct uh_trap *trap, pid_t *tids)
 				asked--;
 				spins = 0;
 			} else if (uh_now() > deadline) {
+				const uint64_t until = uh_now() + UH_LATE_NANOS;
+
 				for (int i = 0; i < listed; i++)
-					uh_release_late(trap->pid, tids[i], &none);
+					uh_release_late(trap->pid, tids[i], &none, until);
 				return -ETIMEDOUT;
 			} else if (spins > 20) {
 				nanosleep(&pause, 0);
