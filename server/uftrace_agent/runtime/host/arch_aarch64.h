@@ -110,38 +110,6 @@ static inline uint64_t uh_sleeps(pid_t pid, pid_t tid)
 	return line ? strtoull(line + 25, 0, 10) : ~0ull;
 }
 
-/* Calls that the kernel does not restart after a stop, and that lose nothing
- * by being entered again (signal(7), "Interruption of system calls"). */
-static inline int uh_ends_by_stop(int64_t number)
-{
-	switch (number) {
-	case SYS_epoll_pwait:
-	case SYS_epoll_pwait2:
-	case SYS_semop:
-	case SYS_semtimedop:
-	case SYS_rt_sigtimedwait:
-	case SYS_io_getevents:
-	case SYS_io_pgetevents:
-	case SYS_msgrcv:
-	case SYS_msgsnd:
-	case SYS_accept:
-	case SYS_accept4:
-	case SYS_recvfrom:
-	case SYS_recvmsg:
-	case SYS_recvmmsg:
-	case SYS_sendto:
-	case SYS_sendmsg:
-	case SYS_read:
-	case SYS_readv:
-	case SYS_write:
-	case SYS_writev:
-	case SYS_io_uring_enter:
-		return 1;
-	default:
-		return 0;
-	}
-}
-
 /* Calls that the kernel goes on with by restart_syscall, from what it has noted of them:
  * those with a relative time, and futexes with any. */
 static inline int uh_has_restart_block(const struct uh_call_note *note)

@@ -19,6 +19,41 @@
 
 #include "../target/annex.h"
 
+/* Calls that the kernel does not restart after a stop, and that lose nothing
+ * by being entered again (signal(7), "Interruption of system calls"). */
+static inline int uh_ends_by_stop(int64_t number)
+{
+	switch (number) {
+#ifdef SYS_epoll_wait /* not on later architectures */
+	case SYS_epoll_wait:
+#endif
+	case SYS_epoll_pwait:
+	case SYS_epoll_pwait2:
+	case SYS_semop:
+	case SYS_semtimedop:
+	case SYS_rt_sigtimedwait:
+	case SYS_io_getevents:
+	case SYS_io_pgetevents:
+	case SYS_msgrcv:
+	case SYS_msgsnd:
+	case SYS_accept:
+	case SYS_accept4:
+	case SYS_recvfrom:
+	case SYS_recvmsg:
+	case SYS_recvmmsg:
+	case SYS_sendto:
+	case SYS_sendmsg:
+	case SYS_read:
+	case SYS_readv:
+	case SYS_write:
+	case SYS_writev:
+	case SYS_io_uring_enter:
+		return 1;
+	default:
+		return 0;
+	}
+}
+
 #if defined(__x86_64__)
 #include "arch_x86_64.h"
 #elif defined(__aarch64__)

@@ -74,43 +74,13 @@ static inline void uh_note_call(pid_t pid, pid_t tid, struct uh_call_note *note)
 
 static inline void uh_note_no_call(struct uh_call_note *note) { (void)note; }
 
-/* Calls that the kernel does not restart after a stop, and that lose nothing
- * by being entered again (signal(7), "Interruption of system calls"). */
 static inline int uh_call_was_interrupted(pid_t pid, pid_t tid, const struct uh_registers *r,
 					  const struct uh_call_note *note)
 {
 	(void)pid;
 	(void)tid;
 	(void)note;
-	if ((long)r->user.rax != -EINTR)
-		return 0;
-	switch (r->user.orig_rax) {
-	case SYS_epoll_wait:
-	case SYS_epoll_pwait:
-	case SYS_epoll_pwait2:
-	case SYS_semop:
-	case SYS_semtimedop:
-	case SYS_rt_sigtimedwait:
-	case SYS_io_getevents:
-	case SYS_io_pgetevents:
-	case SYS_msgrcv:
-	case SYS_msgsnd:
-	case SYS_accept:
-	case SYS_accept4:
-	case SYS_recvfrom:
-	case SYS_recvmsg:
-	case SYS_recvmmsg:
-	case SYS_sendto:
-	case SYS_sendmsg:
-	case SYS_read:
-	case SYS_readv:
-	case SYS_write:
-	case SYS_writev:
-	case SYS_io_uring_enter:
-		return 1;
-	default:
-		return 0;
-	}
+	return (long)r->user.rax == -EINTR && uh_ends_by_stop((long)r->user.orig_rax);
 }
 
 static inline void uh_reenter_call(struct uh_registers *r, const struct uh_call_note *note)
