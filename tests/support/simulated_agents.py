@@ -14,8 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from uftrace_agent.rpc.server import AgentServer
 from uftrace_agent.session.coordination import Coordination
 from uftrace_agent.session.tracepoint_set import PreparedOrder, TracepointSet
 from uftrace_agent.session.types import PatchOrder, PatchOutcome, PatchResult
+from uftrace_agent.session.worker import Worker
 from uftrace_agent.state_directory import StateDirectory
 
 _T = TypeVar("_T")
@@ -44,6 +44,7 @@ REFUSED_EVERYWHERE = "refused"
 @dataclass
 class _Ready:
     stands: bool = True
+    tracepoints: tuple[()] = ()
 
 
 class _Tracepoints:
@@ -61,10 +62,11 @@ class _Tracepoints:
     def commit(
         self, prepared: PreparedOrder, in_ns: int, barrier: Barrier
     ) -> tuple[PatchOutcome, int]:
-        if not barrier():
+        with barrier() as self.is_enabled:
+            written_ns = time.monotonic_ns()
+        if not self.is_enabled:
             return _outcome(Status.NOT_ENABLED), 0
-        self.is_enabled = True
-        return _outcome(Status.ENABLED), time.monotonic_ns()
+        return _outcome(Status.ENABLED), written_ns
 
     def take_back(self, addresses: object) -> int:
         was_enabled, self.is_enabled = self.is_enabled, False
@@ -79,29 +81,29 @@ def _outcome(status: Status) -> PatchOutcome:
 class SimulatedSessions(ScriptedSessions):
     """Sessions of any process, that can be coordinated."""
 
-    def __init__(self, workers: ThreadPoolExecutor) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._workers = workers
         self._coordinations: dict[str, Coordination] = {}
+        self._workers: list[Worker] = []
 
     def coordination(self, session_id: str) -> Coordination:
         self._find(session_id)
         if session_id not in self._coordinations:
             tracepoints = cast(TracepointSet, _Tracepoints())
-            self._coordinations[session_id] = Coordination(1, tracepoints, self._run, _nothing)
+            worker = Worker(f"session-{session_id}")
+            self._workers.append(worker)
+            run = partial(_run, worker)
+            self._coordinations[session_id] = Coordination(1, tracepoints, run, worker)
         return self._coordinations[session_id]
 
-    def _run(self, operation: Callable[[], _T]) -> Coroutine[None, None, _T]:
-        loop = asyncio.get_running_loop()
-
-        async def run() -> _T:
-            return await loop.run_in_executor(self._workers, operation)
-
-        return cast(Coroutine[None, None, _T], run())
+    def end(self) -> None:
+        """Let the threads end."""
+        for worker in self._workers:
+            worker.shutdown()
 
 
-def _nothing() -> None:
-    pass
+async def _run(worker: Worker, operation: Callable[[], _T]) -> _T:
+    return await asyncio.wrap_future(worker.submit(operation))
 
 
 async def _serve(state_dir: Path, addresses: list[str]) -> None:
@@ -109,17 +111,18 @@ async def _serve(state_dir: Path, addresses: list[str]) -> None:
     ending = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
     state = StateDirectory(state_dir)
-    # All wait for their moment at the same time.
-    with ThreadPoolExecutor(len(addresses) + 8) as workers:
-        servers = []
-        for address in addresses:
-            config = AgentConfig((parse_listen_address(address),), state_dir, audit=None)
-            server = AgentServer(config, state, SimulatedSessions(workers))
-            await server.start()
-            servers.append(server)
-        print(f"serving {len(servers)}", flush=True)
-        await ending.wait()
-        await asyncio.gather(*(server.stop() for server in servers))
+    servers, sessions = [], []
+    for address in addresses:
+        config = AgentConfig((parse_listen_address(address),), state_dir, audit=None)
+        sessions.append(SimulatedSessions())
+        server = AgentServer(config, state, sessions[-1])
+        await server.start()
+        servers.append(server)
+    print(f"serving {len(servers)}", flush=True)
+    await ending.wait()
+    await asyncio.gather(*(server.stop() for server in servers))
+    for each in sessions:
+        each.end()
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ def simulated_agents(folder: Path, count: int, processes: int = 4) -> Iterator[S
         for number in range(processes):
             share = range(number, count, processes)
             # 127.0.0.0/8 is all loopback (RFC 1122); a free port is left to the kernel's luck.
-            own = [f"127.{101 + number}.{each // 200}.{each % 200 + 1}:50990" for each in share]
+            # Neighbours by name share no interpreter, as in a fleet.
+            own = [f"127.101.{each // 200}.{each % 200 + 1}:50990" for each in share]
             state = folder / f"state{number}"
             log = stack.enter_context((folder / f"log{number}").open("w"))
             process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -49,6 +50,28 @@ def test_what_is_urgent_does_not_wait_for_the_end_of_what_takes_long(worker: Wor
     asked.set()
     done.result(10)
     assert order == ["urgent", "patched"]
+
+
+def test_a_rest_ends_at_its_moment_and_for_what_is_urgent(worker: Worker) -> None:
+    order = list[str]()
+    begun, far_ns = threading.Event(), time.monotonic_ns() + 3600 * 10**9
+
+    def long() -> int:
+        begun.set()
+        worker.rest(far_ns)
+        order.append("woken")
+        worker.rest(far_ns)
+        until_ns = time.monotonic_ns() + 20_000_000
+        while time.monotonic_ns() < until_ns:
+            worker.rest(until_ns)
+        return time.monotonic_ns() - until_ns
+
+    done = worker.submit(long)
+    begun.wait(10)
+    worker.submit(lambda: order.append("urgent"), urgent=True).result(10)
+    worker.wake()
+    assert done.result(10) >= 0
+    assert order == ["urgent", "woken"]
 
 
 def test_the_end_does_what_is_queued_and_takes_nothing_more() -> None:

@@ -33,14 +33,15 @@ from uftrace_remote.errors import (
 from uftrace_remote.fleet.fan_out import Outcome, fan_out
 from uftrace_remote.fleet.member import Agent, Member
 from uftrace_remote.fleet.rollout import Rollout, RolloutPolicy, Step, uneven_refusals
-from uftrace_remote.preparation import Preparation
+from uftrace_remote.preparation import CommitResult, Preparation
 from uftrace_remote.values import FunctionResult, Lease, PatchOptions
 
-# From the last commit request on its way to the moment itself. Busy hosts answer late:
-# the moment waits for them, for each member as long as it takes us to tell it, and once
-# more for as long as the slowest took to attach.
+# From the first commit request on its way to the moment itself. Busy hosts answer late:
+# the moment waits for them, for each member a quarter longer than to have it prepare, and
+# once more for as long as the slowest took to attach.
 _MARGIN_SECONDS: Final = 0.1
 _LEAD_SECONDS: Final = 1.0
+_LEAD_PER_PACE: Final = 1.25
 _LEAD_PER_MEMBER: Final = 0.003
 _MOST_LEAD_FOR_SLOW: Final = 5.0
 _MOST_LATE_SECONDS: Final = 1.0
@@ -283,30 +284,39 @@ class _Change:
     async def _commit(self, places: Sequence[int]) -> bool:
         self._progress(f"committing on {len(places):,}")
         members = [self._members[place] for place in places]
-        lead = _LEAD_SECONDS + self._pace * len(places) + 2 * _slowest_trip(members)
-        lead += min(self._slowest_seconds, _MOST_LEAD_FOR_SLOW)
+        lead = max(_LEAD_SECONDS, _LEAD_PER_PACE * self._pace * len(places))
+        lead += 2 * _slowest_trip(members) + min(self._slowest_seconds, _MOST_LEAD_FOR_SLOW)
         at_ns = time.monotonic_ns() + int((lead + _MARGIN_SECONDS) * 1e9)
 
         async def arm(member: Member) -> None:
             assert member.preparation is not None and member.agent.clock is not None
             moment = member.agent.clock.to_agent(at_ns)
-            await member.agent.client.commit_patch(member.preparation, moment, _MOST_LATE_SECONDS)
+            client = member.agent.client
+            await client.commit_patch(member.preparation, moment, _MOST_LATE_SECONDS)
+            answers[member.key] = asyncio.create_task(client.await_patch(member.preparation))
 
-        # Who has not answered by then may come too late, or be armed: it is given up.
-        if not await self._each(places, arm, Step.ARMED, lead):
-            return False
-        left = max(at_ns - time.monotonic_ns(), 0) / 1e9
-        deadline = left + _MOST_LATE_SECONDS + _ANSWER_SECONDS
-        return await self._each(
-            [p for p in places if self._rollout.steps[p] is Step.ARMED],
-            self._await_commit,
-            Step.ENABLED,
-            deadline,
-        )
+        # Asked for while the moment is waited for, when there is nothing else to do.
+        answers: dict[tuple[str, int], asyncio.Task[CommitResult]] = {}
+        try:
+            # Who has not answered by then may come too late, or be armed: it is given up.
+            if not await self._each(places, arm, Step.ARMED, lead):
+                return False
+            left = max(at_ns - time.monotonic_ns(), 0) / 1e9
+            deadline = left + _MOST_LATE_SECONDS + _ANSWER_SECONDS
+            return await self._each(
+                [p for p in places if self._rollout.steps[p] is Step.ARMED],
+                lambda member: self._look_at_commit(member, answers[member.key]),
+                Step.ENABLED,
+                deadline,
+            )
+        finally:
+            for answer in answers.values():
+                answer.cancel()
+            await asyncio.gather(*answers.values(), return_exceptions=True)
 
-    async def _await_commit(self, member: Member) -> None:
+    async def _look_at_commit(self, member: Member, answer: asyncio.Task[CommitResult]) -> None:
         assert member.preparation is not None
-        member.commit = done = await member.agent.client.await_patch(member.preparation)
+        member.commit = done = await answer
         wanted = _names(member.preparation.plan.results, _can_be_enabled)
         missing = wanted - _names(done.patch.results, lambda r: r.status in _ACTIVE)
         if not missing:

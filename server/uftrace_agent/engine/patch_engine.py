@@ -180,7 +180,7 @@ class PatchEngine:
         Args:
             preparation: What; anything may have become of the process since.
             announce: Told of new tracepoints before their first record is.
-            barrier: Passed right before the change.
+            barrier: Around the change.
 
         Raises:
             TargetGoneError: The process ended.
@@ -365,12 +365,14 @@ class PatchEngine:
         holds.begin(self._manifest, tracepoints, options.lease)
         self._journal(tracepoints, Phase.PATCHING)
         self._annex.enable(True)
-        if not barrier():
+        with barrier() as is_wanted:
+            if is_wanted:
+                changed, spans = self._change(tracepoints, options, choice, report, restores=False)
+                report.written_ns = time.monotonic_ns()
+        if not is_wanted:
             self._journal(tracepoints, Phase.FREE)
             report.outcomes += outcomes.not_carried_out(tracepoints, choice)
             return
-        changed, spans = self._change(tracepoints, options, choice, report, restores=False)
-        report.written_ns = time.monotonic_ns()
         now = time.time_ns()
         done: list[Tracepoint] = []
         not_done: list[Tracepoint] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from uftrace_agent.engine import outcomes
@@ -10,13 +11,14 @@ from uftrace_agent.engine.report import EngineOptions, EngineReport, SiteOutcome
 from uftrace_agent.engine.tracepoint import Tracepoint
 from uftrace_agent.engine.writer_choice import WriterChoice
 
-# Called when nothing is left to do but the change; False: it is not to be made.
-Barrier = Callable[[], bool]
+# Entered when nothing is left to do but the change, and left when that is made; False: it
+# is not to be made.
+Barrier = Callable[[], AbstractContextManager[bool]]
 
 
-def at_once() -> bool:
+def at_once() -> AbstractContextManager[bool]:
     """The barrier of those who do not wait."""
-    return True
+    return nullcontext(True)
 
 
 @dataclass(slots=True)

@@ -15,13 +15,15 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol, TypeVar
 
 from uftrace_agent.engine.model import Status
 from uftrace_agent.errors import ConflictError, InvalidRequestError, NoSuchPreparationError
+from uftrace_agent.session.punctuality import before_others
 from uftrace_agent.session.tracepoint_set import PreparedOrder, TracepointSet
 from uftrace_agent.session.types import CommitOutcome, PatchOrder, PatchOutcome
 
@@ -31,14 +33,27 @@ DEFAULT_HOLD_NS: Final = 30 * 10**9
 LONGEST_HOLD_NS: Final = 600 * 10**9
 DEFAULT_LATENESS_NS: Final = 10**9
 _LONGEST_WAIT_NS: Final = 60 * 10**9
-# What is urgent waits this long at most while the moment is awaited.
-_SLICE_NS: Final = 20_000_000
+# Nothing else is begun so shortly before the moment.
+_QUIET_NS: Final = 40_000_000
+# So many functions are changed before others have their turn: it is short.
+_FEW: Final = 64
 
 
 class Runner(Protocol):
     """Has something done on the one thread that changes the process."""
 
     def __call__(self, operation: Callable[[], _T], /) -> Coroutine[None, None, _T]: ...
+
+
+class Resting(Protocol):
+    """How a thread waits in the middle of a change."""
+
+    def rest(self, until_ns: int) -> None:
+        """Do what is urgent and nothing else, until a moment (CLOCK_MONOTONIC) or `wake`;
+        may return before."""
+
+    def wake(self) -> None:
+        """End it. From any thread."""
 
 
 class Stage(Enum):
@@ -74,16 +89,20 @@ class Coordination:
         pid: The process, for messages.
         tracepoints: The session's.
         run: Has changes made.
-        breathe: Does what is urgent, in the middle of a change that waits.
+        resting: Of the thread that changes the process.
     """
 
     def __init__(
-        self, pid: int, tracepoints: TracepointSet, run: Runner, breathe: Callable[[], None]
+        self,
+        pid: int,
+        tracepoints: TracepointSet,
+        run: Runner,
+        resting: Resting,
     ) -> None:
         self._pid = pid
         self._tracepoints = tracepoints
         self._run = run
-        self._breathe = breathe
+        self._resting = resting
         self._held: _Held | None = None
         self._is_preparing = False
 
@@ -188,16 +207,19 @@ class Coordination:
         in_ns = max(held.at_ns - time.monotonic_ns(), 0)
         passed_ns = 0
 
-        def barrier() -> bool:
+        @contextmanager
+        def barrier() -> Iterator[bool]:
             nonlocal passed_ns
-            while (left_ns := held.at_ns - time.monotonic_ns()) > 0:
-                if held.given_up.wait(min(left_ns, _SLICE_NS) / 1e9):
-                    return False
-                if left_ns > 2 * _SLICE_NS:
-                    self._breathe()
-            passed_ns = time.monotonic_ns()
-            is_late = passed_ns - held.at_ns > held.most_late_ns
-            return not (is_late or held.given_up.is_set())
+            while held.at_ns - time.monotonic_ns() > _QUIET_NS and not held.given_up.is_set():
+                self._resting.rest(held.at_ns - _QUIET_NS)
+            with ExitStack() as turn:
+                turn.enter_context(before_others())
+                held.given_up.wait(max(held.at_ns - time.monotonic_ns(), 0) / 1e9)
+                passed_ns = time.monotonic_ns()
+                if len(held.prepared.preparation.tracepoints) > _FEW:
+                    turn.close()
+                is_late = passed_ns - held.at_ns > held.most_late_ns
+                yield not (is_late or held.given_up.is_set())
 
         outcome, written_ns = self._tracepoints.commit(held.prepared, in_ns, barrier)
         return CommitOutcome(outcome, held.at_ns, passed_ns, written_ns)
@@ -238,6 +260,7 @@ class Coordination:
         """
         held = self._get(preparation_id)
         held.given_up.set()
+        self._resting.wake()
         count = 0
         if held.outcome is not None:
             done = await asyncio.shield(held.outcome)
@@ -255,6 +278,7 @@ class Coordination:
         """The session ends: nothing is waited for any more."""
         if self._held is not None:
             self._held.given_up.set()
+            self._resting.wake()
 
     def _get(self, preparation_id: str) -> _Held:
         if self._held is None or self._held.preparation_id != preparation_id:

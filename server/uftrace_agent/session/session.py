@@ -103,9 +103,7 @@ class Session:
         self._tracepoints = TracepointSet(
             attachment, self._throttling, leases, self._worker.breathe
         )
-        self.coordination = Coordination(
-            process.pid, self._tracepoints, self._run, self._worker.breathe
-        )
+        self.coordination = Coordination(process.pid, self._tracepoints, self._run, self._worker)
         self._drainer = Drainer(
             process.pid,
             self._rings,

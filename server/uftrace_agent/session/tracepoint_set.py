@@ -190,7 +190,7 @@ class TracepointSet:
         Args:
             prepared: What.
             in_ns: The lease counts from then.
-            barrier: Passed right before the change.
+            barrier: Around the change.
 
         Raises:
             AgentError: The process ended.

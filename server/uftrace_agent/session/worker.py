@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -61,6 +62,24 @@ class Worker:
         while self._urgent:
             self._urgent.popleft()()
 
+    def rest(self, until_ns: int) -> None:
+        """To be called in the middle of a long job that waits for a moment: does what is
+        urgent, and returns when that is done or the moment has come.
+
+        Args:
+            until_ns: On CLOCK_MONOTONIC.
+        """
+        with self._changed:
+            if not self._urgent:
+                self._changed.wait(max(until_ns - time.monotonic_ns(), 0) / 1e9)
+        self.breathe()
+
+    def wake(self) -> None:
+        """End a `rest`."""
+        with self._changed:
+            self._urgent.append(_nothing)
+            self._changed.notify()
+
     def shutdown(self) -> None:
         """Do what is queued, and end."""
         with self._changed:
@@ -79,6 +98,10 @@ class Worker:
                     return
                 job = queue.popleft()
             job()
+
+
+def _nothing() -> None:
+    """What a thread does that is woken for its own sake."""
 
 
 def prefer_this_thread() -> None:

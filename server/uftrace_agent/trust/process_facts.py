@@ -8,7 +8,7 @@ from pathlib import Path
 
 from uftrace_agent.errors import NoSuchProcessError
 from uftrace_agent.process import executable
-from uftrace_agent.process.identity import ProcessId, resolve
+from uftrace_agent.process.identity import ProcessId, is_running, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ def process_facts(process: ProcessId) -> ProcessFacts:
     uids = next(line for line in status.splitlines() if line.startswith("Uid:"))
     facts = ProcessFacts(named, int(uids.split()[2]), _program(proc), cgroup)
     # All of it was of this very process only if it is still there.
-    resolve(named)
+    if not is_running(named):
+        raise NoSuchProcessError(f"there is no process {named.pid}")
     return facts
 
 
