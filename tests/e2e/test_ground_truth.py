@@ -188,7 +188,8 @@ def test_nesting_and_order_are_those_of_the_program(client: SyncAgentClient) -> 
 
 
 def test_h45_tail_calls_are_marked_and_do_not_desynchronise(client: SyncAgentClient) -> None:
-    """tail_even and tail_odd jump to each other a million deep: one return for all."""
+    """tail_even and tail_odd jump to each other, a million deep at times and 20 deep else: one
+    return for all."""
     with TargetProcess(build("shapes", "gcc-O2")) as target:
         target.pause()
         with recording(client, target.pid) as (session_id, recorder):
@@ -200,7 +201,7 @@ def test_h45_tail_calls_are_marked_and_do_not_desynchronise(client: SyncAgentCli
         seen = recorder.finish()
         tails = seen.counts["tail_even", 4] + seen.counts["tail_odd", 4]
         exits = seen.exits("tail_even") + seen.exits("tail_odd")
-        assert tails > 100 * exits or seen.lost_total
+        assert tails >= 20 * exits > 0 or seen.lost_total
         assert exits > 0
         target.resume()
         target.quit()

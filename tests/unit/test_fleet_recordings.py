@@ -49,6 +49,21 @@ def test_a_track_follows_a_clock_that_drifts() -> None:
     assert ClockTrack().moment(77) == 77 and not ClockTrack().is_known
 
 
+def test_a_bad_measurement_says_no_more_than_good_ones_around_it() -> None:
+    second = 10**9
+    good, bad = ClockMeasurement(0, 1000, 50_000), ClockMeasurement(second, 9000, 20_000_000)
+    last = ClockMeasurement(2 * second, 1000, 100_000)
+    track = ClockTrack([good, bad, last])
+    assert track.measurements == (good, last)
+    assert track.moment(second + 1000) == second
+    # What the clock may have drifted since, by 500 ppm at most.
+    assert track.bound_ns(0, 2 * second) == 50_000 + 500_000
+    # Far from the others it is better than nothing.
+    alone = ClockMeasurement(100 * second, 9000, 20_000_000)
+    assert ClockTrack([good, alone]).measurements == (good, alone)
+    assert ClockTrack([good, alone]).bound_ns(0, 100 * second) == 20_000_000
+
+
 def test_names_have_a_pid_only_where_that_is_needed() -> None:
     named = member_names([("web1", 7), ("web2", 8), ("web2", 9)])
     assert named == ["web1", "web2:8", "web2:9"]

@@ -25,6 +25,7 @@ from uftrace_remote.errors import (
     UftraceError,
 )
 from uftrace_remote.fleet.agents import measure_clocks
+from uftrace_remote.fleet.clock_rounds import few_at_a_time
 from uftrace_remote.fleet.coordinated_patch import FleetPatch, PatchPlan, patch_members
 from uftrace_remote.fleet.fan_out import fan_out
 from uftrace_remote.fleet.fleet import Answers
@@ -312,6 +313,7 @@ class TracedFleet:
         asked = [agent for endpoint, agent in agents.items() if endpoint not in silent]
         # Who does not answer keeps what was measured before.
         await fan_out(asked, measure, deadline=_SILENT_LEAVE_SECONDS)
+        await few_at_a_time(asked, measure)
 
 
 def _agent_of(traced: Traced) -> Agent:

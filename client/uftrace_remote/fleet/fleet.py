@@ -20,7 +20,8 @@ from uftrace_remote.agent import DEFAULT_TIMEOUT_SECONDS
 from uftrace_remote.credentials import CredentialOptions
 from uftrace_remote.endpoint import Endpoint
 from uftrace_remote.errors import UftraceError
-from uftrace_remote.fleet.agents import identity_of, measure_clocks
+from uftrace_remote.fleet.agents import identity_of
+from uftrace_remote.fleet.clock_rounds import measure_better, measure_first
 from uftrace_remote.fleet.coordinated_patch import FleetPatch, PatchPlan, Progress, patch_members
 from uftrace_remote.fleet.fan_out import Outcome, fan_out
 from uftrace_remote.fleet.inventory import Inventory
@@ -135,7 +136,9 @@ class Fleet:
 
     async def measure_clocks(self) -> Answers[Agent]:
         """Asks every agent who it is, and how far its clock is from ours."""
-        return await self.ask(_measure)
+        found = await self.ask(measure_first)
+        await measure_better(found.values)
+        return found
 
     async def members(self, selector: str | ProcessSelector) -> Answers[Member]:
         """Every process that a selector means on any of the agents, whose clocks are
@@ -148,7 +151,7 @@ class Fleet:
 
         async def find(agent: Agent) -> list[Member]:
             found = await agent.client.resolve_processes(wanted)
-            await _measure(agent)
+            await measure_first(agent)
             return [Member(agent, process) for process in found]
 
         found = await self.ask(find, 2 * self._timeout)
@@ -159,6 +162,7 @@ class Fleet:
             for member in each
             if first.setdefault(_identity(member.agent), member.agent) is member.agent
         ]
+        await measure_better({id(member.agent): member.agent for member in members}.values())
         return Answers(tuple(members), found.failures)
 
     async def patch(
@@ -189,12 +193,6 @@ class Fleet:
             options: How.
         """
         return FleetStream(members, options)
-
-
-async def _measure(agent: Agent) -> Agent:
-    clocks = await measure_clocks(agent.client)
-    agent.info, agent.clock = clocks.info, clocks.monotonic
-    return agent
 
 
 def _identity(agent: Agent) -> object:

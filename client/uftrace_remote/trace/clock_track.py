@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Final
 
 import numpy as np
@@ -38,8 +39,12 @@ class ClockTrack:
     """
 
     def __init__(self, measurements: Iterable[ClockMeasurement] = ()) -> None:
-        known = sorted(measurements, key=lambda each: each.at_ns)
+        told = sorted(measurements, key=lambda each: each.at_ns)
+        # One that says less than its neighbours do would bend what they say.
+        bounds = _bounds(told)
+        known = [each for each, bound in zip(told, bounds, strict=True) if bound == each.bound_ns]
         self.measurements = tuple(known)
+        self._bound_ns = max(bounds, default=0)
         self._base = known[0].at_ns + known[0].offset_ns if known else 0
         # Differences to the first fit a double exactly for weeks.
         self._moments = np.array(
@@ -66,7 +71,7 @@ class ClockTrack:
 
     def bound_ns(self, first_ns: int, last_ns: int) -> int:
         """How far corrected moments may be from the truth, in nanoseconds: the worst bound of
-        all measurements, and what the clock may have drifted outside of them.
+        all moments at which it was measured, and what the clock may have drifted outside of them.
 
         Args:
             first_ns: The first moment, on our clock.
@@ -77,4 +82,14 @@ class ClockTrack:
         outside = max(
             self.measurements[0].at_ns - first_ns, last_ns - self.measurements[-1].at_ns, 0
         )
-        return max(each.bound_ns for each in self.measurements) + int(outside * _MOST_DRIFT)
+        return self._bound_ns + int(outside * _MOST_DRIFT)
+
+
+# What is known when each of them was made, from all of them.
+def _bounds(measurements: Sequence[ClockMeasurement]) -> list[int]:
+    bounds = [each.bound_ns for each in measurements]
+    forth = range(len(bounds))
+    for there, here in chain(pairwise(forth), pairwise(reversed(forth))):
+        between = abs(measurements[here].at_ns - measurements[there].at_ns)
+        bounds[here] = min(bounds[here], bounds[there] + int(between * _MOST_DRIFT))
+    return bounds
