@@ -36,6 +36,7 @@ PACKAGES = (
     *("binutils", "g++", "gcc", "gdb", "strace", "uftrace"),
     # What is traced.
     *("libpython3.11", "libstdc++6", "memcached", "nginx-light", "redis-server", "redis-tools"),
+    "wrk",
 )
 # They configure other packages, which does not happen here, or are for their scripts.
 LEFT_OUT = (
