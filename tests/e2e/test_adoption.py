@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.conftest import AGENT, AgentProcess, CommandResult, running_agent
 from tests.e2e.support import Recorder, patch
-from tests.support.architecture import variants_here
+from tests.support.architecture import here, variants_here
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged, text_differences
 from tests.support.waiting import SLOWNESS, wait_until
@@ -30,7 +30,11 @@ from uftrace_remote.enums import LossStage, PatchStatus, PatchWriter
 from uftrace_remote.errors import UftraceError
 from uftrace_remote.values import PatchOptions, ProcessRef
 
-PADDING = (b"\x66\x66\x2e", b"\x66\x2e\x0f\x1f", b"\x0f\x1f", b"\x90", b"\xcc", b"\x66\x90")
+PADDING: tuple[bytes, ...] = here(
+    x86_64=(b"\x66\x66\x2e", b"\x66\x2e\x0f\x1f", b"\x0f\x1f", b"\x90", b"\xcc", b"\x66\x90"),
+    # One word of a function is enough there.
+    aarch64=(),
+)
 
 
 def socket_of(tmp_path: Path) -> str:
