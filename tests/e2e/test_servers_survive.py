@@ -67,7 +67,7 @@ class Case:
 CASES = [
     Case(programs.nginx, more=("*!*",), unpatch_first=(True, False)),
     Case(programs.redis, more=("*!*",)),
-    Case(programs.postgres),
+    Case(programs.postgres, within="*xec*"),
     Case(programs.memcached, more=("*!*",)),
     Case(programs.python3),
     Case(programs.cpython),
