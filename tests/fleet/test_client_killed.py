@@ -17,7 +17,7 @@ from tests.fleet.hosts import Hosts, running_hosts
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged, text_differences
 from tests.support.waiting import wait_until
 from uftrace_remote.errors import ConflictError
-from uftrace_remote.values import PatchOptions
+from uftrace_remote.values import PatchOptions, ProcessRef
 
 HOSTS = 3
 # In seconds: until it is confirmed, and in the end.
@@ -88,6 +88,8 @@ def is_free(hosts: Hosts) -> bool:
     """Whether nobody is about to change a program: a moment that was agreed on still comes."""
     for host in hosts:
         with host.agent.client() as client:
+            # Ends when an attach that is under way does.
+            client.attach(ProcessRef(host.target.pid))
             for session in client.sessions():
                 try:
                     client.patch(session.session_id, ["leaf"], PatchOptions(dry_run=True))
