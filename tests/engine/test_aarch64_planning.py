@@ -96,20 +96,20 @@ def refusal_of(code: bytes, **options: object) -> RefusedError:
     return refused.value
 
 
-def test_any_function_changes_its_first_word_in_a_stop() -> None:
+def test_h16_any_function_changes_its_first_word_in_a_stop() -> None:
     made = plan(ADD + RET)
     assert (made.form, made.writer, made.head.address) == (Form.WORD, Writer.STOP, SITE)
 
 
 @pytest.mark.parametrize("writer", [Writer.AUTO, Writer.BYTE])
 @pytest.mark.parametrize("first", [branch(SITE, SITE + 64), branch_link(SITE, SITE + 64)])
-def test_what_may_change_while_it_runs_needs_no_stop(first: bytes, writer: Writer) -> None:
+def test_h16_what_may_change_while_it_runs_needs_no_stop(first: bytes, writer: Writer) -> None:
     made = plan(first + RET, writer=writer)
     assert (made.form, made.writer) == (Form.WORD, Writer.BYTE)
     assert plan(first + RET, writer=Writer.STOP).writer is Writer.STOP
 
 
-def test_what_may_not_is_refused_to_the_writer_of_single_changes() -> None:
+def test_h16_what_may_not_is_refused_to_the_writer_of_single_changes() -> None:
     refused = refusal_of(ADD + RET, writer=Writer.BYTE)
     assert refused.refusal is Refusal.WRITER_UNSUITABLE
     assert "use auto or stop" in refused.detail
@@ -122,7 +122,7 @@ def test_patchable_nops_need_no_stop(before: bytes) -> None:
     assert made.head.address == SITE + len(before)
 
 
-def test_h11_a_landing_pad_stays() -> None:
+def test_h12_a_landing_pad_stays() -> None:
     assert plan(BTI_C + ADD + RET).head.address == SITE + WORD
     # Behind bti the return address is not signed yet.
     made = plan(BTI_C + PACIASP + ADD + RET)
@@ -130,7 +130,7 @@ def test_h11_a_landing_pad_stays() -> None:
     assert not made.writes[0].code.startswith(AUTIASP)
 
 
-def test_h11_where_paciasp_is_the_landing_pad_the_stub_signs_anew() -> None:
+def test_h12_where_paciasp_is_the_landing_pad_the_stub_signs_anew() -> None:
     made = plan(PACIASP + PUSH_FRAME + RET)
     assert made.head.address == SITE + WORD
     code = made.writes[0].code
@@ -142,9 +142,16 @@ def test_a_landing_pad_and_nothing_else_is_too_short() -> None:
     assert refusal_of(BTI_C).refusal is Refusal.TOO_SHORT
 
 
-@pytest.mark.parametrize("first", [BRK, pack(0xD400_0001), pack(0xC85F_7C20)])
+@pytest.mark.parametrize("first", [BRK, pack(0xD400_0001)])
 def test_what_cannot_run_elsewhere_is_refused(first: bytes) -> None:
     assert refusal_of(first + RET).refusal is Refusal.UNMOVABLE_INSTRUCTION
+
+
+@pytest.mark.parametrize("first", [0xC85F_7C20, 0xC87F_8861, 0x885F_FC20])
+def test_h19_a_probe_would_come_between_an_exclusive_load_and_its_store(first: int) -> None:
+    refused = refusal_of(pack(first) + RET)
+    assert refused.refusal is Refusal.UNMOVABLE_INSTRUCTION
+    assert "exclusive" in refused.detail
 
 
 def test_h43_a_call_stays_where_the_processor_keeps_return_addresses() -> None:

@@ -233,7 +233,7 @@ def test_threads_without_a_ring_share_one(annex: AnnexModel) -> None:
 
 
 @pytest.mark.parametrize("key", ["a", "b"])
-def test_a_signed_return_address_is_signed_again(annex: AnnexModel, key: str) -> None:
+def test_h12_a_signed_return_address_is_signed_again(annex: AnnexModel, key: str) -> None:
     # GIVEN a function that begins with paciasp, and the site behind it. (The emulator does
     # not sign: that the words are right, the processor of tests/arm says.)
     signature = stubs.SIGNATURES[key]
