@@ -228,10 +228,12 @@ def assert_only_these_differ(pid: int, client: SyncAgentClient, session_id: str)
         # Padding between functions that nothing leads to any more may wait.
         if difference.want.startswith(PADDING):
             continue
-        at = bisect.bisect_right(enabled, difference.address) - 1
-        # A site may lie some instructions behind the entry.
-        assert at >= 0 and difference.address - enabled[at] < 64, difference
-        touched.add(enabled[at])
+        # One run of bytes may be of two functions: some are no longer than a word.
+        for address in range(difference.address, difference.address + len(difference.want)):
+            at = bisect.bisect_right(enabled, address) - 1
+            # A site may lie some instructions behind the entry.
+            assert at >= 0 and address - enabled[at] < 64, difference
+            touched.add(enabled[at])
     assert touched == set(enabled)
 
 
