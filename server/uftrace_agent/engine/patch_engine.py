@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from uftrace_agent.engine import holds, outcomes
+from uftrace_agent.engine import outcomes
 from uftrace_agent.engine.adoption import Inheritance
 from uftrace_agent.engine.annex import Annex
 from uftrace_agent.engine.architecture import Architecture
 from uftrace_agent.engine.exit_rules import ProcessTraits
-from uftrace_agent.engine.journal_entry import Entry, Phase
-from uftrace_agent.engine.layout import LANDING_BYTES, CodeLayout
+from uftrace_agent.engine.journal_entry import Phase
+from uftrace_agent.engine.layout import CodeLayout
 from uftrace_agent.engine.leaving import set_back_at_rest
 from uftrace_agent.engine.manifest import Manifest
 from uftrace_agent.engine.model import Status, Writer
@@ -28,9 +28,10 @@ from uftrace_agent.engine.report import (
 )
 from uftrace_agent.engine.reservations import give_back
 from uftrace_agent.engine.reuse import serves_again
-from uftrace_agent.engine.site import CodeWrite, Patch, SitePlan
+from uftrace_agent.engine.site import CodeWrite, Patch
 from uftrace_agent.engine.site_writer import DONE, Changed, SiteChange, SiteWriter
 from uftrace_agent.engine.tracepoint import Tracepoint
+from uftrace_agent.engine.tracepoint_table import TracepointTable
 from uftrace_agent.engine.trap_writer import TrapWriter
 from uftrace_agent.engine.unwinder import UnwinderHooks, find_unwinders
 from uftrace_agent.engine.writer_choice import WriterChoice, most_intrusive
@@ -57,49 +58,28 @@ class PatchEngine:
         self._memory = memory
         self._program = program
         self._annex = annex
-        self._manifest = manifest
         self._architecture = architecture
         self._has_shadow_stack = has_shadow_stack
         self._traps = TrapWriter(memory, annex)
         self._writer = SiteWriter(memory, self._traps)
         self._hooks = UnwinderHooks(memory, annex, manifest, architecture, self._writer)
-        self.tracepoints: dict[int, Tracepoint] = {}
-        # Sites whose tails are not set back yet, by their entry in the journal.
-        self._parked: dict[int, tuple[SitePlan, int]] = {}
-        self._next_id = 1
+        self._table = TracepointTable(memory, manifest, annex.layout)
+
+    @property
+    def tracepoints(self) -> Mapping[int, Tracepoint]:
+        """By the live address of their function."""
+        return self._table.by_address
 
     def skip_ids(self, first: int) -> None:
         """Give no function an id below `first`."""
-        self._next_id = max(self._next_id, first)
+        self._table.skip_ids(first)
 
     def adopt(self, inheritance: Inheritance) -> None:
         """Go on with what another agent patched; before anything else is asked for."""
-        layout = self._annex.layout
-        self.skip_ids(inheritance.next_id)
-        out = [(row, plan) for row, plan in inheritance.hooks_out if self._is_as_it_was(plan)]
+        table = self._table
+        out = [(row, plan) for row, plan in inheritance.hooks_out if table.is_as_it_was(plan)]
         self._hooks.adopt(inheritance.hooks, out)
-        self._parked.update(inheritance.parked)
-        plans = {plan.stub: plan for _, plan in [*inheritance.hooks, *out]}
-        plans |= {plan.stub: plan for plan, _ in inheritance.parked.values()}
-        disabled = [t for t in inheritance.disabled if self._is_as_it_was(t.plan)]
-        for tracepoint in (*inheritance.tracepoints, *disabled):
-            address = tracepoint.function.address
-            # A function that was patched in another way before: that is past.
-            if self.tracepoints.setdefault(address, tracepoint) is tracepoint:
-                plans |= {site.stub: site for site in tracepoint.plan.sites()}
-        for plan in plans.values():
-            if plan.landing:
-                layout.adopt_landing(plan.landing, LANDING_BYTES)
-            for patch in (plan.head, plan.tail):
-                if patch is not None:
-                    changed = patch.changed()
-                    span = range(patch.address, patch.end)
-                    layout.claim(changed, [at for at in span if at not in changed])
-
-    # What is not patched can be gone on with where its module is still the same.
-    def _is_as_it_was(self, plan: SitePlan) -> bool:
-        heads = [site.head for site in plan.sites()]
-        return all(self._memory.read_some(h.address, len(h.expected)) == h.expected for h in heads)
+        table.adopt(inheritance, [plan for _, plan in out])
 
     # -- enabling ----------------------------------------------------------
 
@@ -205,9 +185,8 @@ class PatchEngine:
             return report
         preparation.stands = False
         announce(preparation.new)
-        before = [o.function.address for o in report.outcomes if o.status is Status.ALREADY_ENABLED]
-        known = (self.tracepoints.get(address) for address in before)
-        holds.extend(self._manifest, [t for t in known if t is not None], options.lease)
+        before = (o.function for o in report.outcomes if o.status is Status.ALREADY_ENABLED)
+        self._table.hold_too(before, options.lease)
         self._write(preparation, barrier)
         report.pauses.merge(self._annex.caller.take_pauses())
         return report
@@ -215,7 +194,7 @@ class PatchEngine:
     # Modules may have gone and come since, and with them unwinders.
     def _drop_stale(self, preparation: Preparation) -> None:
         report = preparation.report
-        self._forget_unloaded()
+        self._table.forget_unloaded(self._program.modules)
         self._install_hooks(preparation.options, report.pauses)
         exits_refused = self.process_traits().unwinder_refusal
         for known in (preparation.parked, preparation.new):
@@ -245,7 +224,7 @@ class PatchEngine:
     ) -> tuple[list[Tracepoint], list[Tracepoint], CodeLayout]:
         parked: list[Tracepoint] = []
         unknown: list[ProgramFunction] = []
-        self._forget_unloaded()
+        self._table.forget_unloaded(self._program.modules)
         traits = self.process_traits()
         for function in functions:
             known = self.tracepoints.get(function.address)
@@ -258,7 +237,7 @@ class PatchEngine:
             elif serves_again(known, options.plan, traits):
                 parked.append(known)
             elif known.is_idle and not options.dry_run:
-                self._forget(known)
+                self._table.forget(known)
                 unknown.append(function)
             else:
                 report.outcomes.append(outcomes.other_way_before(known))
@@ -276,9 +255,9 @@ class PatchEngine:
             other_tracer(self._program.modules),
         )
         # A function with events has up to two ids more.
-        room = max((ID_MAX - self._next_id) // 3, 0)
+        room = max((ID_MAX - self._table.next_id) // 3, 0)
         planned: list[Tracepoint] = []
-        for one in planner.plan(unknown[:room], self._next_id, options.plan, options.breathe):
+        for one in planner.plan(unknown[:room], self._table.next_id, options.plan, options.breathe):
             if one.plan is None:
                 report.outcomes.append(outcomes.refused(one))
                 continue
@@ -287,7 +266,7 @@ class PatchEngine:
             )
         report.outcomes += map(outcomes.no_id_left, unknown[room:])
         if not options.dry_run:
-            self._next_id = planner.next_id
+            self._table.next_id = planner.next_id
         return parked, planned, layout
 
     # A module that was unloaded and loaded again at the same place is the file's.
@@ -301,29 +280,8 @@ class PatchEngine:
         return live in (head.expected, b"")
 
     def find_reloaded(self) -> list[Tracepoint]:
-        """What was enabled in modules that were unloaded and loaded again at the same
-        place between two looks (H83): nothing of it is in them, so it is disabled."""
-        found = [t for t in self._enabled() if self._is_as_it_was(t.plan)]
-        for tracepoint in found:
-            tracepoint.enabled = False
-        self._journal(found, Phase.FREE)
-        return found
-
-    # A module that was unloaded took its sites with it; its addresses may be
-    # another module's by now (H83). Nobody is in its trampolines: they lead back into it.
-    def _forget_unloaded(self) -> None:
-        present = set(map(id, self._program.modules))
-        gone = [t for t in self.tracepoints.values() if id(t.function.module) not in present]
-        self._journal(gone, Phase.FREE)
-        for tracepoint in gone:
-            self._forget(tracepoint)
-
-    def _forget(self, tracepoint: Tracepoint) -> None:
-        for index, _ in tracepoint.journal_rows():
-            self._parked.pop(index, None)
-        self._manifest.give_back(tracepoint.journal_index, len(tracepoint.plan.sites()))
-        give_back(self._annex.layout, tracepoint.plan)
-        del self.tracepoints[tracepoint.function.address]
+        """What was enabled in modules that were loaded again since: it is disabled."""
+        return self._table.find_reloaded()
 
     def process_traits(self) -> ProcessTraits:
         """What of the process forbids hijacked returns."""
@@ -350,11 +308,8 @@ class PatchEngine:
                 report.outcomes.append(outcomes.no_trampoline_space(tracepoint))
                 continue
             ready.append(tracepoint)
-            self.tracepoints[tracepoint.function.address] = tracepoint
         self._annex.write_code(write for t in ready for write in t.plan.all_writes())
-        rows = self._manifest.reserve_each([len(t.plan.sites()) for t in ready])
-        for tracepoint, row in zip(ready, rows, strict=True):
-            tracepoint.journal_index = row
+        self._table.add(ready)
         return ready
 
     def _write(self, preparation: Preparation, barrier: Barrier) -> None:
@@ -362,15 +317,15 @@ class PatchEngine:
         tracepoints = preparation.tracepoints
         if not tracepoints:
             return
-        holds.begin(self._manifest, tracepoints, options.lease)
-        self._journal(tracepoints, Phase.PATCHING)
+        self._table.hold(tracepoints, options.lease)
+        self._table.note(tracepoints, Phase.PATCHING)
         self._annex.enable(True)
         with barrier() as is_wanted:
             if is_wanted:
                 changed, spans = self._change(tracepoints, options, choice, report, restores=False)
                 report.written_ns = time.monotonic_ns()
         if not is_wanted:
-            self._journal(tracepoints, Phase.FREE)
+            self._table.note(tracepoints, Phase.FREE)
             report.outcomes += outcomes.not_carried_out(tracepoints, choice)
             return
         now = time.time_ns()
@@ -379,16 +334,14 @@ class PatchEngine:
         for tracepoint, span in zip(tracepoints, spans, strict=True):
             whole = all(status in DONE for status in changed.statuses[span])
             (done if whole else not_done).append(tracepoint)
-            if self._parked:
-                for index in tracepoint.journal_indices():
-                    self._parked.pop(index, None)
+            self._table.unpark(tracepoint)
             if whole:
                 tracepoint.enabled_unix_ns = now
                 self._keep(tracepoint, most_intrusive(changed.writers[span]), options, report)
             else:
                 self._take_back(tracepoint, changed.statuses[span], report)
-        self._journal(done, Phase.PATCHED)
-        self._journal(not_done, Phase.FREE)
+        self._table.note(done, Phase.PATCHED)
+        self._table.note(not_done, Phase.FREE)
         report.writer_detail = choice.detail or "; ".join(changed.notes)
         if options.all_or_nothing and not_done:
             self.disable([t.function.address for t in done], options, report)
@@ -455,21 +408,6 @@ class PatchEngine:
             foreign = self._architecture.name_foreign_patch(head.expected, live)
         report.outcomes.append(outcomes.not_written(tracepoint, foreign))
 
-    def _journal(self, tracepoints: Sequence[Tracepoint], phase: Phase) -> None:
-        new = [t for t in tracepoints if not t.is_journaled]
-        self._manifest.write(
-            [
-                (index, Entry.of(site, t.function_id, phase, len(rows), t.entry_only, t.leases))
-                for t in new
-                for rows in (t.journal_rows(),)
-                for index, site in rows
-            ]
-        )
-        known = [i for t in tracepoints if t.is_journaled for i in t.journal_indices()]
-        self._manifest.mark(sorted(known), phase)
-        for tracepoint in new:
-            tracepoint.is_journaled = True
-
     def modules_changed(self) -> None:
         """Something was loaded or unloaded: an unwinder that came now must see through
         the thunks before it meets one (H39).
@@ -479,7 +417,7 @@ class PatchEngine:
             TargetGoneError: The process ended.
         """
         self._program.refresh()
-        self._forget_unloaded()
+        self._table.forget_unloaded(self._program.modules)
         if any(t.enabled and t.plan.has_exit for t in self.tracepoints.values()):
             choice = self._choice(Writer.AUTO, Pauses())
             self._hooks.install(self._program.modules, choice, Pauses())
@@ -502,7 +440,7 @@ class PatchEngine:
         if not enabled:
             return
         choice = self._choice(options.plan.writer, report.pauses)
-        self._journal(enabled, Phase.RESTORING)
+        self._table.note(enabled, Phase.RESTORING)
         changed, spans = self._change(enabled, options, choice, report, restores=True)
         late: list[Tracepoint] = []
         restored: list[Tracepoint] = []
@@ -517,9 +455,9 @@ class PatchEngine:
                 restored.append(tracepoint)
             writer = most_intrusive(changed.writers[span])
             report.outcomes.append(outcomes.disabled(tracepoint, writer))
-        self._journal(late, Phase.PATCHED)
-        self._journal(restored, Phase.FREE)
-        self._park(changed.parked, restored)
+        self._table.note(late, Phase.PATCHED)
+        self._table.note(restored, Phase.FREE)
+        self._table.park(changed.parked, restored)
         report.writer_detail = choice.detail or "; ".join(changed.notes)
         report.pauses.merge(self._annex.caller.take_pauses())
         if late:
@@ -529,31 +467,13 @@ class PatchEngine:
                 hint="try again",
             )
 
-    # Tails that nothing leads to any more, but that a thread may still be about to run.
-    def _park(self, plans: Sequence[SitePlan], tracepoints: Sequence[Tracepoint]) -> None:
-        waiting = set(map(id, plans))
-        for tracepoint in tracepoints:
-            for index, site in tracepoint.journal_rows():
-                if id(site) in waiting:
-                    self._parked[index] = (site, tracepoint.function_id)
-                    self._manifest.mark([index], Phase.PARKED)
-
     def lapsed(self, alive: int) -> list[Tracepoint]:
-        """What is held by leases, and by none that is alive: to be disabled.
-
-        Args:
-            alive: The bits of the leases that have not ended.
-        """
-        return holds.lapse(self._manifest, self._enabled(), alive)
+        """See `TracepointTable.lapsed`."""
+        return self._table.lapsed(alive)
 
     def keep(self, lease: int) -> int:
-        """What a lease holds stays until it is disabled; how many tracepoints that is."""
-        held = [t for t in self._enabled() if t.leases & lease]
-        holds.extend(self._manifest, held, 0)
-        return len(held)
-
-    def _enabled(self) -> list[Tracepoint]:
-        return [t for t in self.tracepoints.values() if t.enabled]
+        """See `TracepointTable.keep`."""
+        return self._table.keep(lease)
 
     # -- leaving -----------------------------------------------------------
 
@@ -581,7 +501,7 @@ class PatchEngine:
             self._memory,
             self._annex,
             heads,
-            [plan for plan, _ in self._parked.values()],
+            self._table.parked(),
             deadline_ns,
             report.pauses,
         )
@@ -589,8 +509,7 @@ class PatchEngine:
         for tracepoint in self.tracepoints.values():
             tracepoint.is_idle = rest.is_idle and not tracepoint.conflicting
         if rest.tails_are_back:
-            self._manifest.mark(sorted(self._parked), Phase.FREE)
-            self._parked.clear()
+            self._table.tails_are_back()
         if rest.hooks_are_out:
             self._hooks.removed()
         report.pauses.merge(self._annex.caller.take_pauses())
