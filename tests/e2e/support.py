@@ -65,7 +65,7 @@ class Recorder:
         self._first = threading.Event()
         self._error: BaseException | None = None
         self._stream = client.stream(
-            session_id, include_buffered=True, reconnect_seconds=reconnect_seconds
+            session_id, include_buffered=True, reconnect_seconds=reconnect_seconds * SLOWNESS
         )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
