@@ -73,7 +73,7 @@ CASES = [
     Case(programs.cpython),
     Case(programs.node, within="node::*"),
     Case(programs.golang),
-    Case(programs.java),
+    Case(programs.java, within="*Thread*"),
     Case(self_checking("fibers", "gcc-O2"), least=5),
     Case(self_checking("rusty", "rust-O3"), least=5),
     Case(self_checking("threads_churn", "gcc-O2"), least=5, unpatch_first=(True, False)),
