@@ -15,7 +15,10 @@ from typing import IO
 
 import pytest
 
+from tests.support.target_process import TargetProcess
+from tests.support.text_compare import assert_not_traced, assert_text_unchanged
 from tests.support.waiting import SLOWNESS, wait_until
+from tests.targets.build import build
 from uftrace_remote import SyncAgentClient
 from uftrace_remote.credentials import CredentialOptions
 
@@ -113,6 +116,24 @@ def own_agent(tmp_path: Path) -> Iterator[AgentProcess]:
     """An agent that the test may kill."""
     with running_agent(tmp_path / "state") as started:
         yield started
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The empty home of a user."""
+    path = tmp_path / "home"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def checked_target() -> Iterator[TargetProcess]:
+    """A busy program that must be as it was, and say so, in the end."""
+    with TargetProcess(build("busy8", "gcc-O2"), niceness=10) as opened:
+        yield opened
+        assert_text_unchanged(opened.pid)
+        assert_not_traced(opened.pid)
+        opened.quit()
 
 
 @dataclass(frozen=True)
