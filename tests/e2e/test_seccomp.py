@@ -12,17 +12,22 @@ import pytest
 
 from tests.e2e.support import patch, recording
 from tests.support import bpf
+from tests.support.architecture import here
 from tests.support.bpf import Rule
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged
 from tests.support.waiting import wait_until
 from tests.targets.build import build
 from uftrace_agent.engine.needed_calls import needed_calls
-from uftrace_agent.process.system_calls import X86_64
+from uftrace_agent.process.machine import native_machine
 from uftrace_remote import SyncAgentClient, UnsupportedTargetError
 from uftrace_remote.enums import PatchWriter
 from uftrace_remote.values import PatchOptions, ProcessRef
 
+_WRITERS = here(
+    x86_64=(PatchWriter.AUTO, PatchWriter.STOP, PatchWriter.TRAP),
+    aarch64=(PatchWriter.AUTO, PatchWriter.STOP),
+)
 # What the program itself does, and its end.
 _OWN_CALLS = ("read", "write", "close", "poll", "futex", "nanosleep", "clock_nanosleep", "mmap",
               "munmap", "mprotect", "madvise", "brk", "rt_sigprocmask", "rt_sigreturn",
@@ -38,7 +43,7 @@ _SYSTEMD_DENIES = (
 
 def _only_what_is_needed() -> bytes:
     """All that the program does by itself, and what tracing it needs, or it dies."""
-    needed = {call.number for call in needed_calls(X86_64)}
+    needed = {call.number for call in needed_calls(native_machine().calls)}
     own = {"read", "write", "poll", "futex", "nanosleep", "clock_nanosleep", "exit", "exit_group"}
     names = [name for name, number in bpf.NUMBERS.items() if number in needed or name in own]
     rules = []
@@ -82,7 +87,7 @@ def _jailed(
 def _trace(client: SyncAgentClient, target: TargetProcess) -> None:
     """Attach, patch by each writer, record, detach, and see that it lives as before."""
     with recording(client, target.pid) as (session_id, recorder):
-        for writer in (PatchWriter.AUTO, PatchWriter.STOP, PatchWriter.TRAP):
+        for writer in _WRITERS:
             patch(client, session_id, ["leaf", "chain"], PatchOptions(writer=writer))
             before = recorder.recording.records
             wait_until(lambda before=before: recorder.recording.records > before + 1000)

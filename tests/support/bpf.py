@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tests.support.architecture import here
+
 ALLOW: Final = 0x7FFF0000
 LOG: Final = 0x7FFC0000
 TRACE: Final = 0x7FF00000
@@ -17,11 +19,11 @@ KILL_THREAD: Final = 0
 KILL_PROCESS: Final = 0x80000000
 EPERM: Final = ERRNO | 1
 
-X86_64: Final = 0xC000003E
+# linux/audit.h
+MACHINE: Final = here(x86_64=0xC000003E, aarch64=0xC00000B7)
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 
-# x86-64
-NUMBERS: Final = {
+_X86_64: Final = {
     "read": 0, "write": 1, "poll": 7, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12,
     "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "madvise": 28, "close": 3,
     "nanosleep": 35, "getpid": 39, "exit": 60, "prctl": 157, "gettid": 186, "futex": 202,
@@ -32,6 +34,19 @@ NUMBERS: Final = {
     "init_module": 175, "kexec_load": 246, "open_by_handle_at": 304, "perf_event_open": 298,
     "unshare": 272, "setns": 308, "personality": 135, "uselib": 134, "userfaultfd": 323,
 }  # fmt: skip
+# asm-generic/unistd.h: poll() is a ppoll there, and there is no uselib.
+_GENERIC: Final = {
+    "read": 63, "write": 64, "poll": 73, "mmap": 222, "mprotect": 226, "munmap": 215, "brk": 214,
+    "rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigreturn": 139, "madvise": 233, "close": 57,
+    "nanosleep": 101, "getpid": 172, "exit": 93, "prctl": 167, "gettid": 178, "futex": 98,
+    "restart_syscall": 128, "clock_nanosleep": 115, "exit_group": 94, "tgkill": 131,
+    "sigaltstack": 132, "memfd_create": 279, "rseq": 293, "seccomp": 277, "ptrace": 117,
+    "shmat": 196, "pkey_mprotect": 288, "getrandom": 278, "sched_yield": 124, "bpf": 280,
+    "keyctl": 219, "mount": 40, "reboot": 142, "swapon": 224, "settimeofday": 170,
+    "init_module": 105, "kexec_load": 104, "open_by_handle_at": 265, "perf_event_open": 241,
+    "unshare": 97, "setns": 268, "personality": 92, "userfaultfd": 282,
+}  # fmt: skip
+NUMBERS: Final = here(x86_64=_X86_64, aarch64=_GENERIC)
 
 
 def statement(code: int, constant: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
@@ -52,7 +67,7 @@ class Rule:
 
 def filter_program(rules: Sequence[Rule], otherwise: int) -> bytes:
     """A filter: the first rule that fits says what is done; another machine's calls die."""
-    program = statement(_LOAD, 4) + statement(_EQUAL, X86_64, 1, 0)
+    program = statement(_LOAD, 4) + statement(_EQUAL, MACHINE, 1, 0)
     program += statement(_RETURN, KILL_PROCESS)
     for rule in rules:
         number = NUMBERS[rule.name]
@@ -102,9 +117,10 @@ def docker_like() -> bytes:
         for name in ("mount", "reboot", "swapon", "settimeofday", "init_module", "kexec_load",
                      "open_by_handle_at", "unshare", "setns", "bpf", "perf_event_open", "keyctl",
                      "uselib", "userfaultfd", "ptrace")
+        if name in NUMBERS
     }  # fmt: skip
     allowed = [n for n in range(462) if n not in denied and n != NUMBERS["personality"]]
-    head = statement(_LOAD, 4) + statement(_EQUAL, X86_64, 1, 0) + statement(_RETURN, KILL_PROCESS)
+    head = statement(_LOAD, 4) + statement(_EQUAL, MACHINE, 1, 0) + statement(_RETURN, KILL_PROCESS)
     head += statement(_LOAD, 0) + statement(_AT_LEAST, 0x40000000, 0, 1)
     head += statement(_RETURN, ERRNO | 38)
     head += statement(_EQUAL, NUMBERS["personality"], 0, 4)

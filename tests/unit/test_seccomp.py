@@ -21,7 +21,6 @@ from uftrace_agent.process.seccomp import (
     answers,
     denials,
 )
-from uftrace_agent.process.system_calls import X86_64
 from uftrace_agent.runtime.host_library import library
 
 _MACHINE: Final = native_machine()
@@ -38,7 +37,7 @@ def data_of(call: FilteredCall, architecture: int) -> bytes:
 
 
 def worst(filters: list[bytes], call: FilteredCall) -> Action:
-    denied = denials(filters, bpf.X86_64, [call])
+    denied = denials(filters, bpf.MACHINE, [call])
     return denied[0].action if denied else Action.ALLOW
 
 
@@ -49,13 +48,13 @@ def test_h60_the_most_restrictive_of_all_filters_counts() -> None:
     for index, name in enumerate(names):
         assert worst(actions[index:], _CALL).name == name
         assert worst(actions[index:][::-1], _CALL).name == name
-    assert not denials([statement(6, bpf.LOG), statement(6, bpf.ALLOW)], bpf.X86_64, [_CALL])
+    assert not denials([statement(6, bpf.LOG), statement(6, bpf.ALLOW)], bpf.MACHINE, [_CALL])
     assert worst([statement(6, 0x12345678)], _CALL) is Action.KILL_PROCESS
 
 
 def test_h60_another_machines_calls_are_not_ours() -> None:
     native_only = filter_program([], bpf.ALLOW)
-    assert not denials([native_only], bpf.X86_64, [_CALL])
+    assert not denials([native_only], bpf.MACHINE, [_CALL])
     assert denials([native_only], 0x40000003, [_CALL])
 
 
@@ -66,7 +65,7 @@ def test_h60_arguments_count_in_halves() -> None:
             program = statement(0x20, offset) + statement(0x15, value, 0, 1)
             program += statement(6, bpf.ALLOW) + statement(6, bpf.TRAP)
             assert worst([program], _CALL) is Action.ALLOW
-            assert answers(program, bpf.X86_64, _ANY) == {bpf.ALLOW, bpf.TRAP}
+            assert answers(program, bpf.MACHINE, _ANY) == {bpf.ALLOW, bpf.TRAP}
 
 
 def test_h60_what_is_not_known_is_followed_both_ways() -> None:
@@ -86,13 +85,13 @@ def test_h60_what_is_not_known_is_followed_both_ways() -> None:
 
 
 def test_h60_filters_like_those_of_container_and_service_managers() -> None:
-    calls = needed_calls(X86_64)
+    calls = needed_calls(_MACHINE.calls)
     for good in (bpf.docker_like(), bpf.memory_deny_write_execute()):
-        assert not denials([good], X86_64.audit, calls)
+        assert not denials([good], _MACHINE.calls.audit, calls)
     no_execution = filter_program([Rule("mmap", bpf.EPERM, 2, 4, 4)], bpf.ALLOW)
-    (denied,) = denials([bpf.docker_like(), no_execution], X86_64.audit, calls)
+    (denied,) = denials([bpf.docker_like(), no_execution], _MACHINE.calls.audit, calls)
     assert (denied.call.name, denied.action) == ("mmap(PROT_READ|PROT_EXEC)", Action.ERRNO)
-    missing = {d.call.name for d in denials([bpf.allowing("gettid")], X86_64.audit, calls)}
+    missing = {d.call.name for d in denials([bpf.allowing("gettid")], _MACHINE.calls.audit, calls)}
     assert missing == {call.name for call in calls} - {"gettid"}
 
 
@@ -112,7 +111,7 @@ def test_h60_filters_like_those_of_container_and_service_managers() -> None:
 )
 def test_h60_what_is_no_filter_is_told(program: bytes) -> None:
     with pytest.raises(MalformedFilterError):
-        answers(program, bpf.X86_64, _CALL)
+        answers(program, bpf.MACHINE, _CALL)
 
 
 def test_h60_a_filter_with_too_many_ways_is_told() -> None:
@@ -123,7 +122,7 @@ def test_h60_a_filter_with_too_many_ways_is_told() -> None:
         program += statement(0x87, 0) + statement(0x44, 1 << bit) + statement(0x07, 0)
     program += statement(6, bpf.ALLOW)
     with pytest.raises(MalformedFilterError):
-        answers(program, bpf.X86_64, _CALL)
+        answers(program, bpf.MACHINE, _CALL)
 
 
 # -- three interpreters, one answer -----------------------------------------------
