@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.conftest import Remote
 from tests.e2e.support import patch, recording
+from tests.support.architecture import here
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import (
     assert_text_as,
@@ -26,8 +27,13 @@ from uftrace_remote import SyncAgentClient
 from uftrace_remote.enums import PatchStatus, PatchWriter, RefusalReason
 from uftrace_remote.values import Function, FunctionResult, PatchOptions, ProcessRef
 
-WRITERS = (PatchWriter.AUTO, PatchWriter.TRAP, PatchWriter.STOP)
-INT3 = b"\xcc"
+WRITERS = here(
+    x86_64=(PatchWriter.AUTO, PatchWriter.TRAP, PatchWriter.STOP),
+    aarch64=(PatchWriter.AUTO, PatchWriter.STOP),
+)
+# A debugger's breakpoint, and the kernel's (arch/arm64/include/asm/brk-imm.h: UPROBES_BRK_IMM).
+BREAK = here(x86_64=b"\xcc", aarch64=b"\x00\x00\x20\xd4")
+UPROBE = here(x86_64=b"\xcc", aarch64=b"\xa0\x00\x20\xd4")
 
 
 def function(client: SyncAgentClient, pid: int, name: str) -> Function:
@@ -134,7 +140,7 @@ def test_h21_a_function_with_a_uprobe_is_left_alone(
         with uprobe(binary, offset_in_file(client, target.pid, found)):
             # GIVEN a probe of the kernel's on the function
             before = read(target.pid, found.address)
-            assert before.startswith(INT3)
+            assert before.startswith(UPROBE)
             # WHEN it is asked about, and asked for
             shown = remote("functions", f"{{}}:{target.pid}", name, "--explain")
             assert "uprobe" in shown.out, shown
@@ -176,11 +182,11 @@ def test_h22_a_uprobe_that_comes_after_us_is_not_written_over(client: SyncAgentC
         if result.enabled_count:  # where its own bytes lead to is free
             offset = offset_in_file(client, target.pid, found)
             with uprobe(binary, offset):
-                assert read(target.pid, found.address).startswith(INT3)
+                assert read(target.pid, found.address).startswith(UPROBE)
                 target.wait_iterations(20)
                 undone = client.unpatch(session_id)
                 assert [r.status for r in undone.results] == [PatchStatus.CONFLICT]
-                assert read(target.pid, found.address).startswith(INT3)
+                assert read(target.pid, found.address).startswith(UPROBE)
                 target.wait_iterations(20)
         client.detach(session_id)
         assert_text_unchanged(target.pid)
@@ -212,16 +218,19 @@ def test_h21_a_breakpoint_that_gdb_left_is_left_alone(
         target.pause()
         found = function(client, target.pid, "leaf")
         original = read(target.pid, found.address)
-        gdb(target.pid, f"set var *(unsigned char *){found.address:#x} = 0xcc")
-        assert read(target.pid, found.address).startswith(INT3)
+        kind = here(x86_64="unsigned char", aarch64="unsigned int")
+        size = len(BREAK)
+        there, back = (int.from_bytes(code[:size], "little") for code in (BREAK, original))
+        gdb(target.pid, f"set var *({kind} *){found.address:#x} = {there:#x}")
+        assert read(target.pid, found.address).startswith(BREAK)
         shown = remote("functions", f"{{}}:{target.pid}", "leaf", "--explain")
         assert "breakpoint" in shown.out, shown
         session_id = client.attach(ProcessRef(target.pid)).session.session_id
         for writer in WRITERS:
             result = client.patch(session_id, ["leaf"], PatchOptions(writer=writer))
             assert_refused(result.results, "breakpoint")
-        assert read(target.pid, found.address) == INT3 + original[1:]
-        gdb(target.pid, f"set var *(unsigned char *){found.address:#x} = {original[0]:#x}")
+        assert read(target.pid, found.address) == BREAK + original[size:]
+        gdb(target.pid, f"set var *({kind} *){found.address:#x} = {back:#x}")
         assert patch(client, session_id, ["leaf"]).enabled_count == 1
         client.detach(session_id)
         assert_text_unchanged(target.pid)
@@ -239,7 +248,8 @@ def test_gdb_comes_and_goes_while_functions_are_traced(client: SyncAgentClient) 
             gdb(target.pid, "break fp_sum", "info threads")
             assert_text_as(target.pid, before)
             target.wait_iterations(20)
-            assert client.unpatch(session_id).disabled_count == 3
+            undone = client.unpatch(session_id)
+            assert undone.disabled_count == 3, undone.results
             client.detach(session_id)
         recorder.finish()
         assert_text_unchanged(target.pid)

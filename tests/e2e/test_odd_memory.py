@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.support import patch, recording
+from tests.support.architecture import here
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged
 from tests.support.waiting import wait_until
@@ -23,6 +24,10 @@ from uftrace_remote.enums import PatchStatus, PatchWriter, RefusalReason
 from uftrace_remote.errors import ResourceExhaustedError
 from uftrace_remote.values import PatchOptions, ProcessRef
 
+WRITERS = here(
+    x86_64=(PatchWriter.AUTO, PatchWriter.STOP, PatchWriter.TRAP),
+    aarch64=(PatchWriter.AUTO, PatchWriter.STOP),
+)
 _F_GET_SEALS = 1034
 _SEAL, _SHRINK, _GROW = 1, 2, 4
 
@@ -44,7 +49,7 @@ def _maps(pid: int) -> str:
 
 def _trace(client: SyncAgentClient, target: TargetProcess) -> None:
     with recording(client, target.pid) as (session_id, recorder):
-        for writer in (PatchWriter.AUTO, PatchWriter.STOP, PatchWriter.TRAP):
+        for writer in WRITERS:
             patch(client, session_id, ["leaf", "chain"], PatchOptions(writer=writer))
             before = recorder.recording.records
             wait_until(lambda before=before: recorder.recording.records > before + 50)
@@ -86,6 +91,42 @@ def test_h24_a_program_that_was_replaced_while_it_runs(
 def test_h28_sealed_and_locked_code(client: SyncAgentClient, state: str) -> None:
     with _unharmed(state) as target:
         _trace(client, target)
+
+
+def test_h28_a_process_that_locks_its_memory_has_ours_only_where_it_is_used(
+    client: SyncAgentClient,
+) -> None:
+    """mlockall(MCL_FUTURE) would have the kernel fill hundreds of MiB of rings at the attach,
+    while a thread of the program waits, and keep them for good."""
+    with _unharmed("locked") as target:
+        before = _resident_mib(target.pid)
+        with recording(client, target.pid) as (session_id, recorder):
+            (session,) = [s for s in client.sessions() if s.session_id == session_id]
+            assert session.annex_bytes > 32 << 20
+            patch(client, session_id, ["leaf", "chain"])
+            wait_until(lambda: recorder.recording.records > 50)
+            assert _resident_mib(target.pid) - before < 24
+            # What the program maps itself is locked, as it wants.
+            assert "lo" in _flags_of(target.pid, "[heap]")
+            client.detach(session_id)
+        recorder.finish()
+
+
+def _resident_mib(pid: int) -> float:
+    return (
+        int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    )
+
+
+def _flags_of(pid: int, name: str) -> list[str]:
+    """What /proc/PID/smaps says of a mapping (VmFlags of proc_pid_smaps(5))."""
+    is_it = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            is_it = line.endswith(name)
+        elif is_it and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError(f"no {name}")
 
 
 def test_h25_code_that_was_copied_to_anonymous_memory(client: SyncAgentClient) -> None:
@@ -170,7 +211,8 @@ def test_h81_memory_that_ends_after_the_attach(client: SyncAgentClient, limit: s
         with recording(client, target.pid) as (session_id, recorder):
             patch(client, session_id, ["leaf"])
             target.command(limit)
-            result = client.patch(session_id, ["*"])
+            # Within reach of another module nothing is mapped yet.
+            result = client.patch(session_id, ["*", "libc*!str*"])
             refused = {r.refusal for r in result.results if r.status is PatchStatus.REFUSED}
             assert RefusalReason.NO_TRAMPOLINE_SPACE in refused
             before = recorder.recording.records

@@ -33,7 +33,13 @@ from uftrace_agent.errors import (
     ForbiddenError,
     UnsupportedTargetError,
 )
-from uftrace_agent.process.address_space import PAGE, FreeSpace, code_ranges, read_mappings
+from uftrace_agent.process.address_space import (
+    PAGE,
+    FreeSpace,
+    code_ranges,
+    has_locked_memory,
+    read_mappings,
+)
 from uftrace_agent.process.memory import ProcessMemory
 from uftrace_agent.process.remote_calls import BatchPlace, RemoteCall, RemoteCaller
 from uftrace_agent.process.system_calls import (
@@ -42,6 +48,7 @@ from uftrace_agent.process.system_calls import (
     PR_GET_TSC,
     PR_TSC_SIGSEGV,
     PROT_EXEC,
+    PROT_NONE,
     PROT_READ,
     PROT_WRITE,
     SystemCallNumbers,
@@ -88,6 +95,7 @@ class Annex:
         self.thunks = 0
         self.data = DataPlaces.at(0)
         self._ring_base = 0
+        self._is_locked = has_locked_memory(memory.pid)
         # What is mapped in the target so far, while `create` is not done.
         self._held: list[tuple[int, int]] = []
         self.mapped_bytes = 0
@@ -248,7 +256,7 @@ class Annex:
         self.thunks = code + self._home_offset()
         results = self.caller.call(
             [
-                self._mmap(data, data_size, PROT_READ | PROT_WRITE),
+                self._mmap(data, data_size, self._first_protection),
                 self._mmap(code, code_size, PROT_READ | PROT_EXEC),
             ]
         )
@@ -261,6 +269,7 @@ class Annex:
             self._raise_if_final(results)
             return False
         self._ring_base = rings
+        self._unlock(data, data_size)
         self._fill_home()
         if not self._map_rings(rings, ring_size):
             return False
@@ -301,7 +310,7 @@ class Annex:
             results = self.caller.call(
                 [
                     RemoteCall(
-                        calls.mmap, (rings, size, PROT_READ | PROT_WRITE, RING_MAPPING, fd, 0)
+                        calls.mmap, (rings, size, self._first_protection, RING_MAPPING, fd, 0)
                     ),
                     RemoteCall(calls.close, (fd,)),
                     RemoteCall(calls.madvise, (rings, size, MADV_DONTDUMP)),
@@ -315,7 +324,28 @@ class Annex:
             self._undo()
             self._raise_if_final(results[:1])
             return False
+        self._unlock(rings, size)
         return True
+
+    # Where all memory is to be locked, the kernel makes all of a new mapping's pages at
+    # once: hundreds of MiB, while a thread of the program waits. Those that may not be
+    # accessed have none (mm/gup.c, populate_vma_page_range).
+    @property
+    def _first_protection(self) -> int:
+        return PROT_NONE if self._is_locked else PROT_READ | PROT_WRITE
+
+    # Only of what is known to be ours: a call of its own, after the mapping.
+    def _unlock(self, start: int, size: int) -> None:
+        if not self._is_locked:
+            return
+        results = self.caller.call(
+            [
+                RemoteCall(self.calls.munlock, (start, size)),
+                RemoteCall(self.calls.mprotect, (start, size, PROT_READ | PROT_WRITE)),
+            ]
+        )
+        if min(results) < 0:
+            self._raise_if_final(results)
 
     def _mmap(self, start: int, size: int, protection: int) -> RemoteCall:
         return RemoteCall(self.calls.mmap, (start, size, protection, PRIVATE_MAPPING, -1, 0))
@@ -337,8 +367,8 @@ class Annex:
         raise ExhaustedError(
             f"the kernel refused memory in process {self.memory.pid}: {os.strerror(-worst)}",
             reason="TARGET_MEMORY_REFUSED",
-            hint="a memory limit (RLIMIT_AS, vm.max_map_count), a seccomp filter or SELinux "
-            "stands against it",
+            hint="a memory limit (RLIMIT_AS, RLIMIT_MEMLOCK, vm.max_map_count), a seccomp filter "
+            "or SELinux stands against it",
         )
 
     def _open_ring_file(self, fd: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from uftrace_agent.process.address_space import has_locked_memory
 from uftrace_agent.process.machine import native_machine
 from uftrace_agent.process.seccomp import FilteredCall
 from uftrace_agent.process.seccomp_filters import FilterWatch
@@ -76,7 +77,19 @@ def needed_calls(numbers: SystemCallNumbers) -> tuple[FilteredCall, ...]:
     )
 
 
+def calls_to_unlock(numbers: SystemCallNumbers) -> tuple[FilteredCall, ...]:
+    """Those besides, of a process that locks its memory (annex.py)."""
+    data = PROT_READ | PROT_WRITE
+    return (
+        FilteredCall("munlock", numbers.munlock),
+        FilteredCall("mprotect(PROT_READ|PROT_WRITE)", numbers.mprotect, (None, None, data)),
+    )
+
+
 def filter_watch(pid: int) -> FilterWatch:
     """What asks the filters of a process about all of them."""
     calls = native_machine().calls
-    return FilterWatch(pid, calls.audit, needed_calls(calls))
+    needed = needed_calls(calls)
+    if has_locked_memory(pid):
+        needed += calls_to_unlock(calls)
+    return FilterWatch(pid, calls.audit, needed)

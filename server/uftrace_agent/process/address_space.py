@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uftrace_agent.errors import TargetGoneError
 from uftrace_agent.process.machine import native_machine
-from uftrace_agent.process.threads import proc_directory
+from uftrace_agent.process.threads import proc_directory, status_field
 
 PAGE = 4096
 # Below is vm.mmap_min_addr's reach; above is the kernel's (see `address_limit`).
@@ -235,3 +235,9 @@ def executable_files(pid: int) -> frozenset[str]:
     except (FileNotFoundError, ProcessLookupError, TargetGoneError):
         return frozenset()
     return frozenset(line for line in text.split("\n") if " r-xp " in line and "/" in line)
+
+
+def has_locked_memory(pid: int) -> bool:
+    """Whether a process has memory locked: then what it maps from now on may be as well,
+    all of it there from the first moment (mlockall(2): MCL_FUTURE)."""
+    return (status_field(pid, "VmLck") or "0 kB").split()[0] != "0"

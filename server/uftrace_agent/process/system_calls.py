@@ -19,6 +19,7 @@ class SystemCallNumbers:
     mmap: int
     mprotect: int
     munmap: int
+    munlock: int
     madvise: int
     memfd_create: int
     close: int
@@ -38,6 +39,7 @@ X86_64: Final = SystemCallNumbers(
     mmap=9,
     mprotect=10,
     munmap=11,
+    munlock=150,
     madvise=28,
     memfd_create=319,
     close=3,
@@ -58,6 +60,7 @@ AARCH64: Final = SystemCallNumbers(
     mmap=222,
     mprotect=226,
     munmap=215,
+    munlock=229,
     madvise=233,
     memfd_create=279,
     close=57,

@@ -21,6 +21,8 @@ from uftrace_agent.runtime.layout import KIND_ENTRY, KIND_ENTRY_ONLY, id_word
 # mov x8, #139; svc #0
 _SIGNAL_RESTORER: Final = b"\x68\x11\x80\xd2\x01\x00\x00\xd4"
 _BRK: Final = (0xFFE0_001F, 0xD420_0000)
+# stp x0, x30, [sp, #-16]!, as XRay begins its patched sleds.
+_XRAY_SLED: Final = b"\xe0\x7b\xbf\xa9"
 
 
 class AArch64Architecture:
@@ -51,6 +53,8 @@ class AArch64Architecture:
         there = decode(live, 0)
         if there is not None and there.is_a(_BRK):
             return "a breakpoint is there (brk): a debugger's, or a uprobe of perf or bpftrace"
+        if live.startswith(_XRAY_SLED):
+            return "XRay's own runtime has patched it"
         return "its bytes are not those of the file: another tracer or the program changed them"
 
     def plan_site(self, request: SiteRequest, layout: CodeLayout) -> SitePlan:
