@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,11 @@ def uprobe(binary: Path, offset: int) -> Iterator[None]:
         define_uprobe(f"-:{group}/site")
 
 
+def own_copy(folder: Path) -> Path:
+    """A file of this test's alone: a uprobe is in every process that runs the file."""
+    return Path(shutil.copy(build("busy8", "gcc-O2"), folder))
+
+
 def offset_in_file(client: SyncAgentClient, pid: int, found: Function) -> int:
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         bounds, flags, offset, *_ = line.split()
@@ -132,9 +138,9 @@ def offset_in_file(client: SyncAgentClient, pid: int, found: Function) -> int:
 
 @pytest.mark.parametrize("name", ["leaf", "chain_b"])
 def test_h21_a_function_with_a_uprobe_is_left_alone(
-    client: SyncAgentClient, remote: Remote, name: str
+    client: SyncAgentClient, remote: Remote, tmp_path: Path, name: str
 ) -> None:
-    binary = build("busy8", "gcc-O2")
+    binary = own_copy(tmp_path)
     with TargetProcess(binary) as target:
         found = function(client, target.pid, name)
         with uprobe(binary, offset_in_file(client, target.pid, found)):
@@ -171,10 +177,12 @@ def test_h21_a_function_with_a_uprobe_is_left_alone(
         target.quit()
 
 
-def test_h22_a_uprobe_that_comes_after_us_is_not_written_over(client: SyncAgentClient) -> None:
+def test_h22_a_uprobe_that_comes_after_us_is_not_written_over(
+    client: SyncAgentClient, tmp_path: Path
+) -> None:
     """On a change of one byte it masks our jump, and takes it away with itself: that is
     told as a conflict, and the program goes on."""
-    binary = build("busy8", "gcc-O2")
+    binary = own_copy(tmp_path)
     with TargetProcess(binary) as target:
         found = function(client, target.pid, "chain_a")
         session_id = client.attach(ProcessRef(target.pid)).session.session_id
