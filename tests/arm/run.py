@@ -29,7 +29,7 @@ PYTEST = (
 
 
 def suite() -> list[str]:
-    """The test files that must pass, from suite.txt."""
+    """What must pass, from suite.txt: test files, and options of pytest."""
     lines = (line.partition("#")[0].strip() for line in SUITE.read_text().splitlines())
     return [line for line in lines if line]
 

@@ -203,8 +203,7 @@ def _remote_command(agent: AgentProcess, arguments: Sequence[str]) -> list[str]:
         sys.executable,
         "-c",
         "from uftrace_remote.cli.main import main; main()",
-        "--state-dir",
-        str(agent.state_dir),
+        *("--state-dir", str(agent.state_dir), "--timeout", str(10.0 * SLOWNESS)),
         *(argument.replace("{}", agent.address) for argument in arguments),
     ]
 
