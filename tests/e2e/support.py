@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.support.architecture import here
 from tests.support.waiting import SLOWNESS
 from uftrace_remote import SyncAgentClient
-from uftrace_remote.enums import EndReason, LossStage, PatchStatus
+from uftrace_remote.enums import EndReason, LossStage, PatchStatus, PatchWriter
 from uftrace_remote.values import PatchOptions, PatchResult, ProcessRef, RecordingOptions
 
+# Those that this machine has, but `byte`: not every function of a program has a form for that.
+WRITERS = here(
+    x86_64=(PatchWriter.AUTO, PatchWriter.STOP, PatchWriter.TRAP),
+    aarch64=(PatchWriter.AUTO, PatchWriter.STOP),
+)
 KIND_ENTRY, KIND_EXIT, KIND_ENTRY_ONLY, KIND_TAIL_ENTRY = 1, 2, 3, 4
 KIND_STRAND = 6
 

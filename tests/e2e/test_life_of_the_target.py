@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import patch, recording
-from tests.support.architecture import here
+from tests.e2e.support import WRITERS, patch, recording
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import (
     assert_not_traced,
@@ -26,10 +25,6 @@ from uftrace_remote.enums import EndReason, PatchWriter
 from uftrace_remote.values import PatchOptions, ProcessRef
 
 # Only x86-64 has instructions that a trap can take the place of while they change.
-WRITERS = here(
-    x86_64=(PatchWriter.STOP, PatchWriter.TRAP, PatchWriter.AUTO),
-    aarch64=(PatchWriter.STOP, PatchWriter.AUTO),
-)
 
 
 def _state(pid: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Remote
-from tests.e2e.support import patch, recording
+from tests.e2e.support import WRITERS, patch, recording
 from tests.support.architecture import here
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import (
@@ -28,10 +28,6 @@ from uftrace_remote import SyncAgentClient
 from uftrace_remote.enums import PatchStatus, PatchWriter, RefusalReason
 from uftrace_remote.values import Function, FunctionResult, PatchOptions, ProcessRef
 
-WRITERS = here(
-    x86_64=(PatchWriter.AUTO, PatchWriter.TRAP, PatchWriter.STOP),
-    aarch64=(PatchWriter.AUTO, PatchWriter.STOP),
-)
 # A debugger's breakpoint, and the kernel's (arch/arm64/include/asm/brk-imm.h: UPROBES_BRK_IMM).
 BREAK = here(x86_64=b"\xcc", aarch64=b"\x00\x00\x20\xd4")
 UPROBE = here(x86_64=b"\xcc", aarch64=b"\xa0\x00\x20\xd4")

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import patch, recording
-from tests.support.architecture import here
+from tests.e2e.support import WRITERS, patch, recording
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged
 from tests.support.waiting import wait_until
@@ -24,10 +23,6 @@ from uftrace_remote.enums import PatchStatus, PatchWriter, RefusalReason
 from uftrace_remote.errors import ResourceExhaustedError
 from uftrace_remote.values import PatchOptions, ProcessRef
 
-WRITERS = here(
-    x86_64=(PatchWriter.AUTO, PatchWriter.STOP, PatchWriter.TRAP),
-    aarch64=(PatchWriter.AUTO, PatchWriter.STOP),
-)
 _F_GET_SEALS = 1034
 _SEAL, _SHRINK, _GROW = 1, 2, 4
 

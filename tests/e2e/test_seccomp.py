@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.support import patch, recording
+from tests.e2e.support import WRITERS, patch, recording
 from tests.support import bpf
-from tests.support.architecture import here
 from tests.support.bpf import Rule
 from tests.support.target_process import TargetProcess
 from tests.support.text_compare import assert_not_traced, assert_text_unchanged
@@ -21,13 +20,8 @@ from tests.targets.build import build
 from uftrace_agent.engine.needed_calls import needed_calls
 from uftrace_agent.process.machine import native_machine
 from uftrace_remote import SyncAgentClient, UnsupportedTargetError
-from uftrace_remote.enums import PatchWriter
 from uftrace_remote.values import PatchOptions, ProcessRef
 
-_WRITERS = here(
-    x86_64=(PatchWriter.AUTO, PatchWriter.STOP, PatchWriter.TRAP),
-    aarch64=(PatchWriter.AUTO, PatchWriter.STOP),
-)
 # What the program itself does, and its end.
 _OWN_CALLS = ("read", "write", "close", "poll", "futex", "nanosleep", "clock_nanosleep", "mmap",
               "munmap", "mprotect", "madvise", "brk", "rt_sigprocmask", "rt_sigreturn",
@@ -87,7 +81,7 @@ def _jailed(
 def _trace(client: SyncAgentClient, target: TargetProcess) -> None:
     """Attach, patch by each writer, record, detach, and see that it lives as before."""
     with recording(client, target.pid) as (session_id, recorder):
-        for writer in _WRITERS:
+        for writer in WRITERS:
             patch(client, session_id, ["leaf", "chain"], PatchOptions(writer=writer))
             before = recorder.recording.records
             wait_until(lambda before=before: recorder.recording.records > before + 1000)
